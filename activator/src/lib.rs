@@ -1,0 +1,1 @@
+//! Holds requests for revisions without ready pods, wakes them, and passes the requests on.

@@ -1,0 +1,3 @@
+//! Holds requests for revisions without ready pods, wakes them, and passes the requests on.
+
+fn main() {}

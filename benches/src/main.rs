@@ -1,0 +1,3 @@
+//! Benchmarks and scenarios.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Windows, decider, scaler and the stat server of the Knative pod autoscaler.

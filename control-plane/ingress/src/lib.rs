@@ -1,0 +1,1 @@
+//! KIngress, Services and endpoints in, Envoy resources out: what Kourier does.

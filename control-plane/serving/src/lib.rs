@@ -1,0 +1,1 @@
+//! The Serving controllers: service, configuration, revision, route, serverlessservice, labeler, metric.

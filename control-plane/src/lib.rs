@@ -1,0 +1,1 @@
+//! One process, any of the control-plane roles: arguments and assembly only.

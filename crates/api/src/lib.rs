@@ -1,0 +1,1 @@
+//! Types of the Serving, autoscaling and networking APIs, with their defaulting and validation.

@@ -1,0 +1,1 @@
+//! Logging, metrics and the admin server of every process.

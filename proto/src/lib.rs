@@ -1,0 +1,1 @@
+//! Our wire messages (autoscaler stats) as prost types.

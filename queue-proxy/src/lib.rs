@@ -1,0 +1,1 @@
+//! The sidecar of every revision's pod: counts, limits and reports requests.

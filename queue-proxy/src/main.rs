@@ -1,0 +1,3 @@
+//! The sidecar of every revision's pod: counts, limits and reports requests.
+
+fn main() {}

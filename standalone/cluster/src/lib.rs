@@ -1,0 +1,1 @@
+//! The built-in Kubernetes controllers the one-machine mode needs: workloads, endpoints, garbage collection, DNS, service addresses.

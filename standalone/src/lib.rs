@@ -1,0 +1,1 @@
+//! The one-machine mode: embedded API, controllers, gateway, activator and node agent in one command.

@@ -1,0 +1,3 @@
+//! The one-machine mode: embedded API, controllers, gateway, activator and node agent in one command.
+
+fn main() {}

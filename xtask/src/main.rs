@@ -1,0 +1,3 @@
+//! Build, fetch Envoy, run, check.
+
+fn main() {}
