@@ -1,1 +1,12 @@
 //! A table-driven Kubernetes API over the store, as a tower service and an HTTPS listener.
+//!
+//! Everything the server knows about a resource is one entry of the [`registry`]: built-in kinds are entries made at start, custom resource
+//! definitions add entries at run time, and routing, discovery, OpenAPI and the write pipeline are functions of that table.
+
+pub mod errors;
+pub mod registry;
+
+pub use errors::{FieldError, Status};
+pub use registry::{
+    Column, FieldLabel, Kind, ListStrategy, Registry, ScalePaths, Schema, Scope, Strategy, Subresource, WriteContext,
+};
