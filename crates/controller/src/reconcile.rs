@@ -1,0 +1,271 @@
+//! The loop that every Knative kind shares (upstream: the generated reconcilers of `knative.dev/pkg`).
+//!
+//! For a key: copy the object from the cache; if it is being deleted run the finalizer, if any; otherwise prepare the
+//! copy (defaults in memory, initial conditions, `NewObservedGenFailure` for a new generation), reconcile, set
+//! `observedGeneration`, keep the times of unchanged conditions, and PUT the status only if it differs. Errors become
+//! `InternalError` events and retries with back-off; the status is written either way.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::core::object::HasStatus;
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::{Cache, Context, Error, ObjectKey, Queue, Recorder, error, status};
+
+/// How long one reconcile may take before it is given up and retried (`-reconciliation-timeout`).
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+const STATUS_ATTEMPTS: usize = 5;
+
+/// A kind that [`drive`] can drive.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + HasStatus<Status: Serialize + DeserializeOwned + Default + Send>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + HasStatus<Status: Serialize + DeserializeOwned + Default + Send>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The decisions and writes of one controller.
+pub trait Reconcile: Send + Sync + 'static {
+    type Kind: Object;
+
+    /// The event source, for example `service-controller`.
+    const NAME: &'static str;
+    /// The finalizer this controller keeps on its objects.
+    const FINALIZER: Option<&'static str> = None;
+    /// Controllers that only act on their objects leave the status to its owner.
+    const WRITES_STATUS: bool = true;
+
+    /// Whether the object is this controller's (class annotations).
+    fn selects(&self, _object: &Self::Kind) -> bool {
+        true
+    }
+
+    /// Defaults in memory and initial conditions; must not depend on anything that changes on its own.
+    fn prepare(&self, _object: &mut Self::Kind) {}
+
+    /// Brings the world to the object's spec and puts what it saw into `object`'s status.
+    fn reconcile(&self, object: &mut Self::Kind) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Before the object goes, if there is a [`Self::FINALIZER`].
+    fn finalize(&self, _object: &Self::Kind) -> impl Future<Output = Result<(), Error>> + Send {
+        async { Ok(()) }
+    }
+
+    /// After the object went.
+    fn deleted(&self, _key: &ObjectKey) {}
+}
+
+/// Starts `workers` loops that reconcile what is in `queue`. Who fills the queue is the controller's business; see
+/// [`enqueue_all`] for the usual part of it.
+pub fn drive<R: Reconcile>(
+    ctx: &Context,
+    cache: &Cache<R::Kind>,
+    queue: &Queue,
+    reconciler: Arc<R>,
+    recorder: &Recorder,
+    workers: usize,
+) {
+    let shell =
+        Arc::new(Shell { client: ctx.client.clone(), cache: cache.clone(), recorder: recorder.clone(), reconciler });
+    queue.run(&ctx.tasks, R::NAME, workers, move |key| {
+        let shell = shell.clone();
+        async move {
+            match tokio::time::timeout(TIMEOUT, shell.handle(&key)).await {
+                Ok(result) => result,
+                Err(_) => Err(Error::retry(format!("{} {key}: gave up after {TIMEOUT:?}", R::NAME))),
+            }
+        }
+    });
+}
+
+/// Puts every object of `cache` into `queue` when it changes.
+pub fn enqueue_all<K: crate::cache::Object>(cache: &Cache<K>, queue: &Queue) {
+    let queue = queue.clone();
+    cache.on_event(move |change| queue.add(ObjectKey::of(&**change.object())));
+}
+
+/// Puts the controlling `O` of every object of `cache` into `queue` when the object changes.
+pub fn enqueue_controllers<K: crate::cache::Object, O: Resource<DynamicType = ()>>(cache: &Cache<K>, queue: &Queue) {
+    let queue = queue.clone();
+    cache.on_event(move |change| {
+        if let Some(key) = ObjectKey::controller_of::<K, O>(change.object()) {
+            queue.add(key);
+        }
+    });
+}
+
+/// Puts every object of `cache` into the slow lane of `queue`: after a change of a ConfigMap they all depend on.
+pub fn resync<K: crate::cache::Object>(cache: &Cache<K>, queue: &Queue) {
+    for object in cache.list() {
+        queue.add_slow(ObjectKey::of(&*object));
+    }
+}
+
+struct Shell<R: Reconcile> {
+    client: kube::Client,
+    cache: Cache<R::Kind>,
+    recorder: Recorder,
+    reconciler: Arc<R>,
+}
+
+// === impl Shell ===
+
+impl<R: Reconcile> Shell<R> {
+    async fn handle(&self, key: &ObjectKey) -> Result<(), Error> {
+        let Some(original) = self.cache.get_key(key) else {
+            self.reconciler.deleted(key);
+            return Ok(());
+        };
+        if !self.reconciler.selects(&original) {
+            return Ok(());
+        }
+        let result = if original.meta().deletion_timestamp.is_some() {
+            self.finalize(&original).await
+        } else {
+            self.reconcile(&original).await
+        };
+        if let Err(error) = &result {
+            tracing::debug!(controller = R::NAME, %key, %error, "reconcile ended early");
+            if error.is_reported() {
+                self.recorder.warning(&*original, "InternalError", &error.to_string());
+            }
+        }
+        result
+    }
+
+    async fn reconcile(&self, original: &R::Kind) -> Result<(), Error> {
+        if let Some(finalizer) = R::FINALIZER {
+            self.add_finalizer(original, finalizer).await?;
+        }
+        let mut object = original.clone();
+        if !R::WRITES_STATUS {
+            return self.reconciler.reconcile(&mut object).await;
+        }
+        let before = status_of(original)?;
+        let mut prepared = before.clone();
+        let generation = original.meta().generation.unwrap_or_default();
+        status::mark_new_generation(&mut prepared, generation);
+        *object.status_mut() = Some(from_value(prepared)?);
+        self.reconciler.prepare(&mut object);
+
+        let result = self.reconciler.reconcile(&mut object).await;
+
+        let mut after = status_of(&object)?;
+        if let Value::Object(fields) = &mut after {
+            fields.insert("observedGeneration".to_owned(), json!(generation));
+        }
+        status::groom(&before, &mut after, Timestamp::now());
+        if !status::equal(&before, &after)
+            && let Err(error) = self.write_status(original, &after).await
+        {
+            let message = format!("Failed to update status for {:?}: {error}", original.name_any());
+            if !error::is_not_found(&error) {
+                self.recorder.warning(original, "UpdateFailed", &message);
+            }
+            return Err(error.into());
+        }
+        result
+    }
+
+    /// PUT of the whole status, as upstream: on a conflict the newest object is read and only its status replaced.
+    async fn write_status(&self, original: &R::Kind, status: &Value) -> Result<(), kube::Error> {
+        let api = self.api(original);
+        let name = original.name_any();
+        let mut target = original.clone();
+        for attempt in 1.. {
+            *target.status_mut() = from_value(status.clone()).ok();
+            match api.replace_status(&name, &PostParams::default(), &target).await {
+                Err(error) if error::is_conflict(&error) && attempt < STATUS_ATTEMPTS => {
+                    target = api.get(&name).await?;
+                    if status_of(&target).is_ok_and(|current| status::equal(&current, status)) {
+                        return Ok(());
+                    }
+                }
+                result => return result.map(drop),
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_finalizer(&self, object: &R::Kind, finalizer: &str) -> Result<(), Error> {
+        if object.finalizers().iter().any(|f| f == finalizer) {
+            return Ok(());
+        }
+        let mut finalizers = object.finalizers().to_vec();
+        finalizers.push(finalizer.to_owned());
+        self.write_finalizers(object, &finalizers).await
+    }
+
+    async fn finalize(&self, object: &R::Kind) -> Result<(), Error> {
+        let Some(finalizer) = R::FINALIZER else { return Ok(()) };
+        if !object.finalizers().iter().any(|f| f == finalizer) {
+            return Ok(());
+        }
+        self.reconciler.finalize(object).await?;
+        let mut finalizers: Vec<_> = object.finalizers().iter().filter(|f| *f != finalizer).cloned().collect();
+        finalizers.sort();
+        self.write_finalizers(object, &finalizers).await
+    }
+
+    async fn write_finalizers(&self, object: &R::Kind, finalizers: &[String]) -> Result<(), Error> {
+        let name = object.name_any();
+        let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
+        match self.api(object).patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => {
+                self.recorder.normal(object, "FinalizerUpdate", &format!("Updated {name:?} finalizers"));
+                Ok(())
+            }
+            Err(error) if error::is_not_found(&error) => Ok(()),
+            Err(error) => {
+                if !error::is_conflict(&error) {
+                    let message = format!("Failed to update finalizers for {name:?}: {error}");
+                    self.recorder.warning(object, "FinalizerUpdateFailed", &message);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    fn api(&self, object: &R::Kind) -> Api<R::Kind> {
+        Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default())
+    }
+}
+
+fn status_of<K: Object>(object: &K) -> Result<Value, Error> {
+    match object.status() {
+        None => Ok(json!({})),
+        Some(status) => serde_json::to_value(status).map_err(|e| Error::Permanent(format!("status: {e}"))),
+    }
+}
+
+fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
+    serde_json::from_value(value).map_err(|e| Error::Permanent(format!("status: {e}")))
+}
