@@ -62,8 +62,17 @@ pub struct Kind {
     /// Unknown fields, defaults, types and the OpenAPI schema.
     pub schema: Option<Arc<dyn Schema>>,
     pub strategy: Arc<dyn Strategy>,
+    /// This version is not the one that is stored: how its objects are turned into the stored form and back.
+    pub convert: Option<Conversion>,
     /// From a custom resource definition: list items carry kind and apiVersion, PUT needs a resourceVersion.
     pub custom: bool,
+}
+
+/// Between one version of a kind and the stored one; metadata stays, apiVersion and kind are part of the conversion.
+#[derive(Clone, Copy)]
+pub struct Conversion {
+    pub to_stored: fn(&mut Value),
+    pub from_stored: fn(&mut Value),
 }
 
 /// JSON pointers into an object.
@@ -158,6 +167,10 @@ pub trait Strategy: Send + Sync {
     fn delete_returns_object(&self) -> bool {
         false
     }
+    /// Kinds that are questions (reviews): the answer to a POST, instead of storing anything.
+    fn answer(&self, _cx: &WriteContext<'_>, _object: &Value) -> Option<Result<Value, Status>> {
+        None
+    }
     /// Called for every object found at start (old None) and after every commit, in commit order: (None, Some) created,
     /// (Some, Some) changed, (Some, None) gone. Must be quick; for allocators.
     fn observe(&self, _old: Option<&Value>, _new: Option<&Value>) {}
@@ -171,6 +184,10 @@ pub trait Schema: Send + Sync {
     /// Fields that the schema does not know, as `spec.template.foo`; removed from the object when `prune`.
     fn unknown_fields(&self, object: &mut Value, prune: bool) -> Vec<String>;
     fn default(&self, _object: &mut Value) {}
+    /// Built-in kinds refuse values of a wrong type when they read the body (400), before anything else is looked at.
+    fn decode_error(&self, _object: &Value) -> Option<String> {
+        None
+    }
     fn validate(&self, _object: &Value) -> Vec<FieldError> {
         Vec::new()
     }
@@ -233,6 +250,7 @@ impl Kind {
             strategic: None,
             schema: None,
             strategy: Arc::new(Plain),
+            convert: None,
             custom: false,
         }
     }
