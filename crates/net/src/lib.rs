@@ -1,1 +1,33 @@
 //! Shared parts of the proxies: connections, pools, breaker, probes, drain.
+//!
+//! The activator and queue-proxy do the same work on a request: accept it, decide whether it may go on now, send it
+//! over a pooled connection and stream the answer back under time limits. What they share is here; it knows nothing
+//! of Kubernetes and nothing of revisions.
+//!
+//! On cancellation: dropping any future of this crate gives back what it holds at once (a place in a breaker's queue,
+//! a slot, a connection). An HTTP/1 exchange dropped before its end closes its connection; an HTTP/2 one is reset.
+
+mod accept;
+mod body;
+mod breaker;
+mod dial;
+mod drain;
+mod forward;
+mod pool;
+mod respond;
+mod stats;
+mod timeout;
+mod tunnel;
+
+pub mod headers;
+
+pub use accept::{Connections, listen, serve};
+pub use body::{BodyError, RequestBody, ResponseBody};
+pub use breaker::{Breaker, QueueFull, Slot};
+pub use dial::{DialError, connect};
+pub use drain::{InFlight, InFlightGuard};
+pub use forward::{Outbound, SendFailure, bad_gateway, respond};
+pub use pool::{Pool, PoolOptions, PooledBody, SendError};
+pub use respond::{empty, http_error, text};
+pub use stats::{Report, RequestStats};
+pub use timeout::{Limits, Timer};

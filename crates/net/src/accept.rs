@@ -1,0 +1,242 @@
+//! Accepting connections and serving HTTP/1.1 and HTTP/2 (prior knowledge) on them.
+//!
+//! There is no read timeout between requests: gateways keep connections for an hour, and closing one just as a
+//! request comes in would lose it.
+//!
+//! Shutdown is graceful per connection: idle ones close at once, busy ones after their response (HTTP/1.1) or after
+//! GOAWAY and their last stream (HTTP/2). Connections learn of it through a flag and their task's waker, which is
+//! registered once; polling a connection touches nothing shared.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use parking_lot::Mutex;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
+
+use crate::ResponseBody;
+
+const STREAMS: u32 = 250;
+const WINDOW: u32 = 1 << 20;
+const FRAME: u32 = 1 << 20;
+const HEADERS: u32 = 1 << 20;
+
+/// The open connections of a server, and the way to end them.
+#[derive(Clone, Default)]
+pub struct Connections {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    closing: AtomicBool,
+    open: AtomicUsize,
+    next: AtomicUsize,
+    /// By connection, so that one which ended leaves nothing behind.
+    wakers: Mutex<std::collections::HashMap<usize, Waker>>,
+    changed: Notify,
+}
+
+/// One connection's membership.
+struct Member {
+    id: usize,
+    shared: Arc<Shared>,
+    state: State,
+}
+
+#[derive(PartialEq)]
+enum State {
+    New,
+    Registered,
+    Closing,
+}
+
+/// Binds a listening socket.
+///
+/// # Errors
+/// Names the address and says what to do if it is taken.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => ": stop what uses this port, or choose another",
+            io::ErrorKind::PermissionDenied => ": ports below 1024 need privileges",
+            io::ErrorKind::AddrNotAvailable => ": no interface has this address",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{hint}"))
+    })
+}
+
+/// Accepts until `connections` are told to close. `handler` gets every request with its peer's address.
+pub async fn serve<H, F, G>(listener: TcpListener, connections: Connections, handler: H)
+where
+    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<ResponseBody<G>>> + Send + 'static,
+    G: Send + Unpin + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().title_case_headers(true);
+    builder
+        .http2()
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_frame_size(FRAME)
+        .max_header_list_size(HEADERS);
+    let builder = Arc::new(builder);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = connections.closing() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(connection(builder.clone(), stream, peer, connections.clone(), handler.clone()));
+            }
+            // Out of file descriptors, most likely: those in use will be closed, so accept again soon.
+            Err(error) if !is_peer_error(&error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+async fn connection<H, F, G>(
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    connections: Connections,
+    handler: H,
+) where
+    H: Fn(Request<Incoming>, SocketAddr) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<ResponseBody<G>>> + Send + 'static,
+    G: Send + Unpin + 'static,
+{
+    let service = hyper::service::service_fn(move |request| {
+        let response = handler(request, peer);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut member = connections.join();
+    let result = std::future::poll_fn(|cx| {
+        if member.poll_closing(cx) {
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await;
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+fn is_peer_error(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+// === impl Connections ===
+
+impl Connections {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many are open.
+    pub fn open(&self) -> usize {
+        self.shared.open.load(Ordering::Acquire)
+    }
+
+    /// Stops accepting and lets every connection end after what it is doing.
+    pub fn close(&self) {
+        self.shared.closing.store(true, Ordering::SeqCst);
+        self.shared.changed.notify_waiters();
+        let wakers = std::mem::take(&mut *self.shared.wakers.lock());
+        for waker in wakers.into_values() {
+            waker.wake();
+        }
+    }
+
+    /// Completes when no connection is open.
+    pub async fn closed(&self) {
+        self.until(|| self.open() == 0).await;
+    }
+
+    async fn closing(&self) {
+        self.until(|| self.shared.closing.load(Ordering::SeqCst)).await;
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.shared.changed.notified());
+            changed.as_mut().enable();
+            if condition() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn join(&self) -> Member {
+        self.shared.open.fetch_add(1, Ordering::AcqRel);
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        Member { id, shared: self.shared.clone(), state: State::New }
+    }
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connections({} open)", self.open())
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    /// True once: when the connection is to close.
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.state == State::Closing {
+            return false;
+        }
+        if self.state == State::New {
+            self.shared.wakers.lock().insert(self.id, cx.waker().clone());
+            self.state = State::Registered;
+        }
+        let closing = self.shared.closing.load(Ordering::SeqCst);
+        if closing {
+            self.state = State::Closing;
+        }
+        closing
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.shared.wakers.lock().remove(&self.id);
+        if self.shared.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.changed.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The two bodies of an exchange.
+//!
+//! A `ResponseBody` carries what must live exactly as long as the response: the backend connection, the time limits
+//! and the caller's guard (a slot, a count). All of them go the moment the last frame is handed over or the body is
+//! dropped, whichever comes first.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::{Timer, pool::PooledBody};
+
+/// What is sent to a backend.
+#[derive(Debug, Default)]
+pub enum RequestBody {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Stream(Incoming),
+}
+
+/// What is sent to a client, with the guard `G` that lasts as long.
+#[derive(Debug)]
+pub struct ResponseBody<G = ()> {
+    source: Source,
+    timer: Option<Timer>,
+    guard: Option<G>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Done,
+    Full(Bytes),
+    Stream(Box<PooledBody>),
+}
+
+/// Why a body ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("{0}")]
+    TimedOut(&'static str),
+    #[error("the backend broke off its response: {0}")]
+    Backend(#[from] hyper::Error),
+}
+
+// === impl RequestBody ===
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
+            this => match std::mem::take(this) {
+                Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                _ => Poll::Ready(None),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(_) => false,
+            Self::Stream(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+// === impl ResponseBody ===
+
+impl<G> ResponseBody<G> {
+    pub fn empty() -> Self {
+        Self { source: Source::Done, timer: None, guard: None }
+    }
+
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        let source = if bytes.is_empty() { Source::Done } else { Source::Full(bytes) };
+        Self { source, timer: None, guard: None }
+    }
+
+    /// A backend's response, under the limits of `timer`; `guard` is dropped at its end.
+    pub fn stream(body: PooledBody, timer: Option<Timer>, guard: G) -> Self {
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        Self { source: Source::Stream(Box::new(body)), timer, guard: Some(guard) }
+    }
+
+    fn finish(&mut self) {
+        self.source = Source::Done;
+        self.timer = None;
+        self.guard = None;
+    }
+}
+
+impl<G: Unpin> Body for ResponseBody<G> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let body = match &mut this.source {
+            Source::Stream(body) => body,
+            Source::Done => return Poll::Ready(None),
+            Source::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.finish();
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+        };
+        if let Poll::Ready(frame) = Pin::new(&mut **body).poll_frame(cx) {
+            match &frame {
+                Some(Ok(_)) if !body.is_end_stream() => {
+                    if let Some(timer) = &mut this.timer {
+                        timer.wrote();
+                    }
+                }
+                _ => this.finish(),
+            }
+            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Backend)));
+        }
+        let Some(timer) = &mut this.timer else { return Poll::Pending };
+        if timer.poll_expired(cx).is_pending() {
+            return Poll::Pending;
+        }
+        // The status is out; what is left is to say why it stops. Where the length was announced even that is
+        // impossible, and the connection has to break.
+        let message = timer.message();
+        let announced = body.size_hint().exact().is_some();
+        this.finish();
+        if announced {
+            Poll::Ready(Some(Err(BodyError::TimedOut(message))))
+        } else {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(message.as_bytes())))))
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.source, Source::Done)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Done => SizeHint::with_exact(0),
+            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Stream(body) => body.size_hint(),
+        }
+    }
+}

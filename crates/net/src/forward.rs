@@ -1,0 +1,222 @@
+//! What a reverse proxy does to a request and to its response.
+//!
+//! `Outbound::new` turns a request as it was received into one for the next hop; the caller may look at and change
+//! its headers and host, then sends it as often as needed (a request that was not sent comes back); `respond` turns
+//! the backend's response into the client's, and joins the two connections after an upgrade.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    header::{self, HeaderValue},
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body::Body as _;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+
+use crate::{Pool, RequestBody, ResponseBody, SendError, Timer, headers, http_error, pool::PooledBody, tunnel};
+
+/// A request on its way to the next hop.
+#[derive(Debug)]
+pub struct Outbound {
+    pub request: Request<RequestBody>,
+    /// The client's side of an upgrade it asked for.
+    upgrade: Option<(OnUpgrade, HeaderValue)>,
+    http2: bool,
+}
+
+// === impl Outbound ===
+
+impl Outbound {
+    /// Makes the request ready: one-hop headers go, the peer is appended to `X-Forwarded-For`, the host becomes a
+    /// `Host` header. Path and query are not touched.
+    ///
+    /// # Errors
+    /// A 502 for requests that a reverse proxy cannot pass on (`CONNECT`).
+    pub fn new<G>(mut request: Request<Incoming>, peer: IpAddr) -> Result<Self, Box<Response<ResponseBody<G>>>> {
+        if request.method() == Method::CONNECT {
+            let response = http_error(StatusCode::BAD_GATEWAY, "CONNECT is not supported by this proxy");
+            return Err(Box::new(response));
+        }
+        let http2 = request.version() == Version::HTTP_2;
+        let token = if http2 { None } else { headers::upgrade_token(request.headers()).cloned() };
+        let upgrade = token.map(|token| (hyper::upgrade::on(&mut request), token));
+
+        let (mut parts, body) = request.into_parts();
+        parts.extensions.clear();
+        let headers = &mut parts.headers;
+        headers::strip_hop_by_hop(headers);
+        headers::append_forwarded_for(headers, peer);
+        // An absolute URI and HTTP/2 name the host in the URI, which has precedence.
+        if let Some(authority) = parts.uri.authority()
+            && let Ok(host) = HeaderValue::from_str(authority.as_str())
+        {
+            headers.insert(header::HOST, host);
+        }
+        let body = if body.is_end_stream() { RequestBody::Empty } else { RequestBody::Stream(body) };
+        if !body.is_end_stream() && body.size_hint().exact().is_none() {
+            // Said explicitly, since a GET would lose a body of unknown length otherwise.
+            headers.remove(header::CONTENT_LENGTH);
+            if !http2 {
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+        }
+        if let Some((_, token)) = &upgrade {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(header::UPGRADE, token.clone());
+        }
+        parts.version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        if !http2 {
+            parts.uri = Uri::from(origin(&parts.uri));
+        }
+        Ok(Self { request: Request::from_parts(parts, body), upgrade, http2 })
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    pub fn headers_mut(&mut self) -> &mut HeaderMap {
+        self.request.headers_mut()
+    }
+
+    /// The host the client asked for.
+    pub fn host(&self) -> Option<&HeaderValue> {
+        self.request.headers().get(header::HOST)
+    }
+
+    /// Sends to `pool` with the protocol the client used. The host is the `Host` header's, or the destination's
+    /// address if there is none.
+    ///
+    /// Dropping the future cancels the exchange. On an error that leaves the request unsent, `self` can be sent
+    /// again, elsewhere for instance; on any other it is spent.
+    ///
+    /// # Errors
+    /// See [`SendError`]; the request inside is already back in `self`, so the error has no use but its text.
+    pub async fn send(&mut self, pool: &Pool) -> Result<Response<PooledBody>, SendFailure> {
+        self.set_host(pool.address());
+        let request = std::mem::take(&mut self.request);
+        let result = if self.http2 {
+            pool.send_http2(request).await
+        } else if self.upgrade.is_some() {
+            pool.send_fresh(request).await
+        } else {
+            pool.send(request).await
+        };
+        result.map_err(|error| {
+            let message = error.to_string();
+            match error.into_request() {
+                Ok(request) => {
+                    self.request = request;
+                    SendFailure { message, unsent: true }
+                }
+                Err(SendError::Broken(error)) => SendFailure { message: chain(&error), unsent: false },
+                Err(_) => SendFailure { message, unsent: false },
+            }
+        })
+    }
+
+    fn set_host(&mut self, destination: SocketAddr) {
+        let headers = self.request.headers_mut();
+        if !self.http2 {
+            if !headers.contains_key(header::HOST) {
+                let host = HeaderValue::try_from(destination.to_string()).expect("an address is a header value");
+                headers.insert(header::HOST, host);
+            }
+            return;
+        }
+        let host = headers.remove(header::HOST);
+        let authority = host
+            .and_then(|host| Authority::try_from(host.as_bytes()).ok())
+            .unwrap_or_else(|| Authority::try_from(destination.to_string()).expect("an address is an authority"));
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(authority);
+        parts.path_and_query = Some(origin(self.request.uri()));
+        *self.request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
+    }
+}
+
+/// Why a backend gave no response.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SendFailure {
+    message: String,
+    /// The backend has certainly not seen the request.
+    pub unsent: bool,
+}
+
+/// The client's response: the backend's, under the limits of `timer`, holding `guard` to its end. After an upgrade
+/// the two connections are joined, and the tunnel holds them.
+pub fn respond<G>(
+    outbound: Outbound,
+    mut response: Response<PooledBody>,
+    timer: Timer,
+    guard: G,
+) -> Response<ResponseBody<G>>
+where
+    G: Send + Unpin + 'static,
+{
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return upgrade(outbound, response, timer, guard);
+    }
+    headers::strip_hop_by_hop(response.headers_mut());
+    if outbound.http2 {
+        *response.version_mut() = Version::HTTP_2;
+    }
+    response.extensions_mut().clear();
+    response.map(|body| {
+        let mut timer = timer;
+        timer.wrote();
+        ResponseBody::stream(body, Some(timer), guard)
+    })
+}
+
+fn upgrade<G>(
+    outbound: Outbound,
+    mut response: Response<PooledBody>,
+    timer: Timer,
+    guard: G,
+) -> Response<ResponseBody<G>>
+where
+    G: Send + Unpin + 'static,
+{
+    let answered = headers::upgrade_token(response.headers()).cloned();
+    let (Some((client, asked)), Some(answered)) = (outbound.upgrade, answered) else {
+        return http_error(StatusCode::BAD_GATEWAY, "backend switched protocols without being asked to");
+    };
+    if !asked.as_bytes().eq_ignore_ascii_case(answered.as_bytes()) {
+        let message = format!("backend tried to switch protocol {answered:?} when {asked:?} was requested");
+        return http_error(StatusCode::BAD_GATEWAY, &message);
+    }
+    let backend = hyper::upgrade::on(&mut response);
+    tokio::spawn(tunnel::run(client, backend, *timer.limits(), timer.deadline(), guard));
+    headers::strip_hop_by_hop(response.headers_mut());
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, answered);
+    response.extensions_mut().clear();
+    response.map(|_| ResponseBody::empty())
+}
+
+/// The answer when a backend failed.
+pub fn bad_gateway<G>(failure: &SendFailure) -> Response<ResponseBody<G>> {
+    tracing::warn!(error = %failure, "error reverse proxying request");
+    http_error(StatusCode::BAD_GATEWAY, &failure.message)
+}
+
+/// Path and query of a URI; `/` if it has none.
+fn origin(uri: &Uri) -> PathAndQuery {
+    uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,266 @@
+//! Connections to one destination.
+//!
+//! HTTP/1.1: a stack of idle connections, the last used first, so that surplus ones grow old and are closed. A
+//! connection goes back the moment its response has ended; whether it is really ready for the next request (the
+//! request's body may still be under way) is looked at when it is taken out, which needs no task and no waiting.
+//! HTTP/2: as few connections as the streams need.
+//!
+//! A request comes back to the caller if it was certainly not sent. On a kept-alive connection that the other side
+//! closes at the same moment, a request that may be repeated (idempotent and without a body) is sent again here.
+
+mod body;
+mod http2;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+pub use self::body::PooledBody;
+use self::{body::Lease, http2::Http2};
+use crate::{DialError, RequestBody, dial};
+
+type Sender = http1::SendRequest<RequestBody>;
+
+#[derive(Debug, Clone, Copy)]
+pub struct PoolOptions {
+    /// Idle HTTP/1.1 connections to keep.
+    pub max_idle: usize,
+    /// How long an idle connection is kept.
+    pub idle_timeout: Duration,
+    /// Write header names as Go does (`X-Forwarded-For`), for programs that look at their case.
+    pub title_case: bool,
+}
+
+/// Connections to one address. Clones share them.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    address: SocketAddr,
+    options: PoolOptions,
+    idle: Mutex<IdleStack>,
+    http2: Http2,
+}
+
+#[derive(Default)]
+struct IdleStack {
+    stack: Vec<(Sender, Instant)>,
+    reaping: bool,
+}
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// No connection; the request has not left.
+    #[error("{error}")]
+    Dial { error: DialError, request: Box<Request<RequestBody>> },
+    /// The connection went away before the request was written.
+    #[error("{error}")]
+    NotSent { error: hyper::Error, request: Box<Request<RequestBody>> },
+    /// The request, or a part of it, was sent.
+    #[error("{0}")]
+    Broken(hyper::Error),
+}
+
+// === impl PoolOptions ===
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self { max_idle: 1000, idle_timeout: Duration::from_secs(90), title_case: true }
+    }
+}
+
+// === impl SendError ===
+
+impl SendError {
+    /// The request, if it has certainly not been sent and may go elsewhere.
+    pub fn into_request(self) -> Result<Request<RequestBody>, Self> {
+        match self {
+            Self::Dial { request, .. } | Self::NotSent { request, .. } => Ok(*request),
+            Self::Broken(_) => Err(self),
+        }
+    }
+
+    pub fn is_unsent(&self) -> bool {
+        !matches!(self, Self::Broken(_))
+    }
+}
+
+// === impl Pool ===
+
+impl Pool {
+    pub fn new(address: SocketAddr, options: PoolOptions) -> Self {
+        let http2 = Http2::default();
+        Self { shared: Arc::new(Shared { address, options, idle: Mutex::default(), http2 }) }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Sends over HTTP/1.1. The request has an origin-form URI and a `Host`.
+    ///
+    /// Dropping the future closes the connection in use.
+    ///
+    /// # Errors
+    /// See [`SendError`]: whether the request may go elsewhere.
+    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<PooledBody>, SendError> {
+        loop {
+            let Some(mut sender) = self.shared.checkout() else {
+                return self.send_fresh(request).await;
+            };
+            let spare = repeatable(&request).then(|| copy(&request));
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(self.respond(response, sender)),
+                Err(mut error) => {
+                    // A response that makes no sense is an answer; asking again would not improve it.
+                    let spare = spare.filter(|_| !error.error().is_parse());
+                    match error.take_message().or(spare) {
+                        Some(again) => request = again,
+                        None => return Err(SendError::Broken(error.into_error())),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends over HTTP/2 with prior knowledge. The URI has scheme and authority.
+    ///
+    /// Dropping the future resets the stream.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn send_http2(&self, request: Request<RequestBody>) -> Result<Response<PooledBody>, SendError> {
+        self.shared.http2.send(self.shared.address, request).await
+    }
+
+    /// Sends on a connection of its own that is not shared afterwards: for upgrades.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn send_fresh(&self, request: Request<RequestBody>) -> Result<Response<PooledBody>, SendError> {
+        let mut sender = match self.dial().await {
+            Ok(sender) => sender,
+            Err(error) => return Err(SendError::Dial { error, request: Box::new(request) }),
+        };
+        match sender.try_send_request(request).await {
+            Ok(response) => Ok(self.respond(response, sender)),
+            Err(mut error) => Err(match error.take_message() {
+                Some(request) => SendError::NotSent { error: error.into_error(), request: Box::new(request) },
+                None => SendError::Broken(error.into_error()),
+            }),
+        }
+    }
+
+    /// Idle HTTP/1.1 connections at the moment.
+    pub fn idle(&self) -> usize {
+        self.shared.idle.lock().stack.len()
+    }
+
+    async fn dial(&self) -> Result<Sender, DialError> {
+        let address = self.shared.address;
+        let io = TokioIo::new(dial::connect(address).await?);
+        let (sender, connection) = http1::Builder::new()
+            .title_case_headers(self.shared.options.title_case)
+            .handshake(io)
+            .await
+            .map_err(|error| DialError::Failed { address, source: std::io::Error::other(error) })?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%address, %error, "backend connection ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    fn respond(&self, response: Response<Incoming>, sender: Sender) -> Response<PooledBody> {
+        let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let lease = if upgraded { None } else { Some(Lease::Http1 { sender, pool: self.shared.clone() }) };
+        response.map(|body| PooledBody::new(body, lease))
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({}, {} idle)", self.shared.address, self.idle())
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn checkout(&self) -> Option<Sender> {
+        let stack = &mut self.idle.lock().stack;
+        let mut index = stack.len();
+        while index > 0 {
+            index -= 1;
+            let (sender, _) = &stack[index];
+            if sender.is_closed() {
+                stack.swap_remove(index);
+            } else if sender.is_ready() {
+                return Some(stack.swap_remove(index).0);
+            }
+        }
+        None
+    }
+
+    fn checkin(self: &Arc<Self>, sender: Sender) {
+        if sender.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        if idle.stack.len() >= self.options.max_idle {
+            return;
+        }
+        idle.stack.push((sender, Instant::now()));
+        if !idle.reaping {
+            idle.reaping = true;
+            tokio::spawn(reap(Arc::downgrade(self), self.options.idle_timeout));
+        }
+    }
+}
+
+/// Closes connections that nobody used for `timeout`; ends with the last one, so that an idle process has no timer.
+async fn reap(pool: Weak<Shared>, timeout: Duration) {
+    loop {
+        tokio::time::sleep(timeout).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let now = Instant::now();
+        let mut idle = pool.idle.lock();
+        idle.stack.retain(|(sender, since)| !sender.is_closed() && now - *since < timeout);
+        if idle.stack.is_empty() {
+            idle.stack.shrink_to_fit();
+            idle.reaping = false;
+            return;
+        }
+    }
+}
+
+/// True for a request that may be sent twice and is complete without a body.
+fn repeatable(request: &Request<RequestBody>) -> bool {
+    request.body().is_end_stream()
+        && (matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+            || request.headers().contains_key("idempotency-key")
+            || request.headers().contains_key("x-idempotency-key"))
+}
+
+fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}

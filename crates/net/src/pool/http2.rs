@@ -1,0 +1,107 @@
+//! HTTP/2 connections with prior knowledge to one destination.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use http::{Request, Response};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+
+use super::{
+    SendError,
+    body::{Lease, PooledBody},
+};
+use crate::{DialError, RequestBody, dial};
+
+/// Streams on one connection before another is opened: what servers commonly allow.
+const STREAMS: usize = 100;
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 1 << 30;
+
+#[derive(Default)]
+pub(crate) struct Http2 {
+    connections: Mutex<Vec<Connection>>,
+    /// Only one task dials at a time; the others find its connection when their turn comes.
+    dialing: tokio::sync::Mutex<()>,
+}
+
+struct Connection {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Arc<AtomicUsize>,
+}
+
+/// One stream of a connection's allowance.
+pub(crate) struct StreamGuard(Arc<AtomicUsize>);
+
+// === impl Http2 ===
+
+impl Http2 {
+    pub(crate) async fn send(
+        &self,
+        address: SocketAddr,
+        request: Request<RequestBody>,
+    ) -> Result<Response<PooledBody>, SendError> {
+        let (mut sender, stream) = match self.stream(address).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(SendError::Dial { error, request: Box::new(request) }),
+        };
+        match sender.try_send_request(request).await {
+            Ok(response) => {
+                let lease = Lease::Http2 { _stream: stream };
+                Ok(response.map(|body| PooledBody::new(body, Some(lease))))
+            }
+            Err(mut error) => Err(match error.take_message() {
+                Some(request) => SendError::NotSent { error: error.into_error(), request: Box::new(request) },
+                None => SendError::Broken(error.into_error()),
+            }),
+        }
+    }
+
+    async fn stream(&self, address: SocketAddr) -> Result<(http2::SendRequest<RequestBody>, StreamGuard), DialError> {
+        if let Some(stream) = self.existing() {
+            return Ok(stream);
+        }
+        let _turn = self.dialing.lock().await;
+        if let Some(stream) = self.existing() {
+            return Ok(stream);
+        }
+        let io = TokioIo::new(dial::connect(address).await?);
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .handshake(io)
+            .await
+            .map_err(|error| DialError::Failed { address, source: std::io::Error::other(error) })?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%address, %error, "backend HTTP/2 connection ended");
+            }
+        });
+        let streams = Arc::new(AtomicUsize::new(1));
+        let guard = StreamGuard(streams.clone());
+        self.connections.lock().push(Connection { sender: sender.clone(), streams });
+        Ok((sender, guard))
+    }
+
+    fn existing(&self) -> Option<(http2::SendRequest<RequestBody>, StreamGuard)> {
+        let mut connections = self.connections.lock();
+        connections.retain(|connection| !connection.sender.is_closed());
+        let free = connections.iter().find(|connection| connection.streams.load(Ordering::Relaxed) < STREAMS)?;
+        free.streams.fetch_add(1, Ordering::Relaxed);
+        Some((free.sender.clone(), StreamGuard(free.streams.clone())))
+    }
+}
+
+// === impl StreamGuard ===
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
