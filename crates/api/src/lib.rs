@@ -5,7 +5,10 @@
 
 pub mod autoscaling;
 pub mod caching;
+pub mod checks;
 pub mod conditions;
+pub mod config;
+pub mod go;
 pub mod keys;
 mod names;
 pub mod networking;
@@ -13,6 +16,7 @@ mod podspec;
 pub mod serving;
 mod status;
 pub mod subset;
+pub mod template;
 
 pub use conditions::{Condition, ConditionSet};
 pub use names::child_name;
