@@ -39,6 +39,8 @@ struct State {
     settings: Settings,
     concurrency: Pair,
     requests: Pair,
+    /// Why the last scrape failed.
+    trouble: Option<String>,
 }
 
 #[derive(Debug)]
@@ -95,7 +97,7 @@ impl Collection {
     fn new(settings: Settings) -> Self {
         let pair = || Pair { stable: Window::new(settings.stable_seconds), panic: Window::new(settings.panic_seconds) };
         let (concurrency, requests) = (pair(), pair());
-        Collection { state: Mutex::new(State { settings, concurrency, requests }) }
+        Collection { state: Mutex::new(State { settings, concurrency, requests, trouble: None }) }
     }
 
     fn update(&self, settings: Settings, now: Seconds) {
@@ -120,6 +122,17 @@ impl Collection {
             pair.stable.record(at, value);
             pair.panic.record(at, value);
         }
+    }
+
+    /// Why pods could not be scraped, if so.
+    pub fn trouble(&self) -> Option<String> {
+        self.state.lock().trouble.clone()
+    }
+
+    /// Notes how the last scrape went; true if that is news (failing or not, whatever the reason).
+    pub fn note(&self, trouble: Option<String>) -> bool {
+        let before = std::mem::replace(&mut self.state.lock().trouble, trouble.clone());
+        before.is_some() != trouble.is_some()
     }
 
     /// True if nothing was reported within the stable window.

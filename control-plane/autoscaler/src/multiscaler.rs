@@ -24,14 +24,21 @@ use crate::clock::Clock;
 use crate::collector::Collector;
 use crate::decider::{Decider, Decision, Inputs};
 use crate::pods::Pods;
-use crate::scraper::{self, Scraper};
+use crate::scraper::Scraper;
 
 const SCRAPE_PERIOD: Duration = Duration::from_secs(1);
 /// One decision per this many scrapes.
 const SCRAPES_PER_DECISION: u32 = 2;
 
-/// Called with the key of a revision whose wanted scale, or need for an activator, changed.
-pub type OnChange = Arc<dyn Fn(&ObjectKey) + Send + Sync>;
+type Callback = Box<dyn Fn(&ObjectKey) + Send + Sync>;
+
+/// Who is told what, by key of the revision.
+pub struct Callbacks {
+    /// The wanted scale, or the need for an activator, changed.
+    pub decision_changed: Callback,
+    /// Scrapes began to fail, or to succeed again.
+    pub scrapes_changed: Callback,
+}
 
 /// All deciders of this process. Clones are the same set.
 #[derive(Clone)]
@@ -45,7 +52,7 @@ struct Shared {
     collector: Arc<Collector>,
     pods: Pods,
     metrics_port: u16,
-    on_change: OnChange,
+    callbacks: Callbacks,
     scalers: RwLock<HashMap<ObjectKey, Arc<Scaler>>>,
 }
 
@@ -72,10 +79,10 @@ impl MultiScaler {
         collector: Arc<Collector>,
         pods: Pods,
         metrics_port: u16,
-        on_change: OnChange,
+        callbacks: Callbacks,
     ) -> Self {
         let scalers = RwLock::default();
-        MultiScaler { shared: Arc::new(Shared { tasks, clock, collector, pods, metrics_port, on_change, scalers }) }
+        MultiScaler { shared: Arc::new(Shared { tasks, clock, collector, pods, metrics_port, callbacks, scalers }) }
     }
 
     /// Makes sure `key` is decided with `inputs`, and tells the latest decision.
@@ -135,7 +142,7 @@ impl MultiScaler {
         self.shared.watch_over(&scaler, &mut state);
         drop(state);
         if changed {
-            (self.shared.on_change)(key);
+            (self.shared.callbacks.decision_changed)(key);
         }
     }
 
@@ -206,7 +213,7 @@ impl Shared {
                     (changed, self.fall_asleep(&scaler, &mut state))
                 };
                 if changed {
-                    (self.on_change)(&scaler.key);
+                    (self.callbacks.decision_changed)(&scaler.key);
                 }
                 if asleep {
                     return;
@@ -223,15 +230,21 @@ impl Shared {
             return;
         }
         let window = Duration::from_secs(settings.stable_seconds.into());
-        match scaler.scraper.scrape(&self.pods, &scaler.key, window, self.clock.now()).await {
-            Ok(Some(stat)) => collection.record(&stat, self.clock.seconds()),
-            Ok(None) => {}
-            Err(error) => self.scrape_failed(scaler, &error),
+        let trouble = match scaler.scraper.scrape(&self.pods, &scaler.key, window, self.clock.now()).await {
+            Ok(stat) => {
+                if let Some(stat) = stat {
+                    collection.record(&stat, self.clock.seconds());
+                }
+                None
+            }
+            Err(error) => {
+                tracing::debug!(key = %scaler.key, %error, "scrape failed; the next one is in a second");
+                Some(error.to_string())
+            }
+        };
+        if collection.note(trouble) {
+            (self.callbacks.scrapes_changed)(&scaler.key);
         }
-    }
-
-    fn scrape_failed(&self, scaler: &Scaler, error: &scraper::Error) {
-        tracing::debug!(key = %scaler.key, %error, "scrape failed; the next one is in a second");
     }
 
     /// Ends the watch if there is nothing to watch over: no pods, and nothing that could change the decision.
