@@ -132,7 +132,7 @@ impl Decider {
 
         if panic_pods / pods >= inputs.panic_threshold {
             self.panicking = Some(Panic { since: now, most_pods: self.panicking.map_or(0, |panic| panic.most_pods) });
-        } else if self.panicking.is_some_and(|panic| panic.since + inputs.stable_window.as_secs() as Seconds < now) {
+        } else if self.panicking.is_some_and(|panic| now > panic.since + inputs.stable_window.as_secs() as Seconds) {
             self.panicking = None;
         }
         if let Some(panic) = &mut self.panicking {

@@ -96,10 +96,8 @@ impl Reconcile for Kpa {
         let counts = self.pods.counts(&key);
         let mode = if want > 0 && decision.excess_burst >= 0 { SERVE } else { PROXY };
         let activators = activators(counts, inputs.total, inputs.burst_capacity, inputs.activator_capacity);
-        let (service, metric) = tokio::join!(
-            self.ensure_service(autoscaler, mode, activators),
-            self.ensure_metric(&*autoscaler, &config),
-        );
+        let (service, metric) =
+            tokio::join!(self.ensure_service(autoscaler, mode, activators), self.ensure_metric(&*autoscaler, &config),);
         let service = service.map_err(|failure| children::failed(autoscaler, failure))?;
         metric.map_err(|failure| children::failed(autoscaler, failure))?;
 
@@ -217,9 +215,8 @@ mod tests {
 
     #[test]
     fn enough_activators_for_load_and_burst() {
-        let activators = |ready, total, burst, capacity| {
-            activators(Counts { ready, ..Counts::default() }, total, burst, capacity)
-        };
+        let activators =
+            |ready, total, burst, capacity| activators(Counts { ready, ..Counts::default() }, total, burst, capacity);
         assert_eq!(activators(0, 100.0, 200.0, 100.0), 2);
         assert_eq!(activators(1, 100.0, 200.0, 100.0), 3);
         assert_eq!(activators(100, 100.0, 0.0, 100.0), 2);

@@ -8,18 +8,18 @@
 //! Pure: `window`, `decider`, `settings`, `kpa::scale`. The rest is the shell that feeds them, see `multiscaler` for when.
 //! Time is passed in everywhere but in `clock`.
 
-mod clock;
-mod collector;
-mod decider;
-mod kpa;
-mod metric;
-mod multiscaler;
-mod pods;
+pub mod clock;
+pub mod collector;
+pub mod decider;
+pub mod kpa;
+pub mod metric;
+pub mod multiscaler;
+pub mod pods;
 mod run;
-mod scraper;
-mod settings;
-mod stat_server;
-mod window;
+pub mod scraper;
+pub mod settings;
+pub mod stat_server;
+pub mod window;
 
 pub use decider::{Decider, Decision, Inputs, Observed, ScalingMetric};
 pub use kpa::ServiceLookup;

@@ -26,7 +26,7 @@ use crate::decider::{Decider, Decision, Inputs};
 use crate::pods::Pods;
 use crate::scraper::Scraper;
 
-const SCRAPE_PERIOD: Duration = Duration::from_secs(1);
+pub const SCRAPE_PERIOD: Duration = Duration::from_secs(1);
 /// One decision per this many scrapes.
 const SCRAPES_PER_DECISION: u32 = 2;
 
@@ -46,13 +46,21 @@ pub struct MultiScaler {
     shared: Arc<Shared>,
 }
 
+/// What a [`MultiScaler`] works with.
+pub struct Setup {
+    pub tasks: Tasks,
+    pub clock: Clock,
+    pub collector: Arc<Collector>,
+    pub pods: Pods,
+    /// Port of the queue-proxies' figures.
+    pub metrics_port: u16,
+    /// Time between scrapes: [`SCRAPE_PERIOD`] but in tests.
+    pub period: Duration,
+    pub callbacks: Callbacks,
+}
+
 struct Shared {
-    tasks: Tasks,
-    clock: Clock,
-    collector: Arc<Collector>,
-    pods: Pods,
-    metrics_port: u16,
-    callbacks: Callbacks,
+    setup: Setup,
     scalers: RwLock<HashMap<ObjectKey, Arc<Scaler>>>,
 }
 
@@ -73,16 +81,8 @@ struct State {
 // === impl MultiScaler ===
 
 impl MultiScaler {
-    pub fn new(
-        tasks: Tasks,
-        clock: Clock,
-        collector: Arc<Collector>,
-        pods: Pods,
-        metrics_port: u16,
-        callbacks: Callbacks,
-    ) -> Self {
-        let scalers = RwLock::default();
-        MultiScaler { shared: Arc::new(Shared { tasks, clock, collector, pods, metrics_port, callbacks, scalers }) }
+    pub fn new(setup: Setup) -> Self {
+        MultiScaler { shared: Arc::new(Shared { setup, scalers: RwLock::default() }) }
     }
 
     /// Makes sure `key` is decided with `inputs`, and tells the latest decision.
@@ -96,11 +96,11 @@ impl MultiScaler {
             return state.decision;
         }
         let decision = inputs.initial_decision();
-        let ready = self.shared.pods.counts(key).ready;
-        let decider = Decider::new(inputs, self.shared.clock.seconds(), ready);
+        let ready = self.shared.setup.pods.counts(key).ready;
+        let decider = Decider::new(inputs, self.shared.setup.clock.seconds(), ready);
         let scaler = Arc::new(Scaler {
             key: key.clone(),
-            scraper: Scraper::new(self.shared.tasks.clone(), self.shared.metrics_port),
+            scraper: Scraper::new(self.shared.setup.tasks.clone(), self.shared.setup.metrics_port),
             state: Mutex::new(State { decider, decision, awake: false, removed: false }),
         });
         // Reconciles of one key never overlap, so nobody else can have created it meanwhile.
@@ -126,8 +126,8 @@ impl MultiScaler {
 
     /// Takes in a report from an activator (or another autoscaler), and decides at once if it cannot wait.
     pub fn report(&self, key: &ObjectKey, stat: &Stat) {
-        let now = if stat.timestamp == 0 { self.shared.clock.seconds() } else { stat.timestamp };
-        if !self.shared.collector.record(key, stat, now) {
+        let now = if stat.timestamp == 0 { self.shared.setup.clock.seconds() } else { stat.timestamp };
+        if !self.shared.setup.collector.record(key, stat, now) {
             tracing::debug!(%key, "dropping a stat of a revision that has no Metric (yet)");
             return;
         }
@@ -142,7 +142,7 @@ impl MultiScaler {
         self.shared.watch_over(&scaler, &mut state);
         drop(state);
         if changed {
-            (self.shared.callbacks.decision_changed)(key);
+            (self.shared.setup.callbacks.decision_changed)(key);
         }
     }
 
@@ -163,15 +163,15 @@ impl MultiScaler {
 impl Shared {
     /// One decision. True if somebody has to act on it.
     fn decide(&self, scaler: &Scaler, state: &mut State) -> bool {
-        let now = self.clock.seconds();
-        let observed = match self.collector.observe(&scaler.key, state.decider.inputs().metric, now) {
+        let now = self.setup.clock.seconds();
+        let observed = match self.setup.collector.observe(&scaler.key, state.decider.inputs().metric, now) {
             Ok(observed) => observed,
             Err(error) => {
                 tracing::trace!(key = %scaler.key, %error, "no decision");
                 return false;
             }
         };
-        let ready = self.pods.counts(&scaler.key).ready;
+        let ready = self.setup.pods.counts(&scaler.key).ready;
         let decision = state.decider.decide(now, ready, observed);
         let changed = state.decision.differs(&decision);
         if changed {
@@ -187,11 +187,11 @@ impl Shared {
             return;
         }
         state.awake = true;
-        self.tasks.spawn("scaler", self.clone().run(scaler.clone()));
+        self.setup.tasks.spawn("scaler", self.clone().run(scaler.clone()));
     }
 
     async fn run(self: Arc<Self>, scaler: Arc<Scaler>) {
-        let mut ticks = interval(SCRAPE_PERIOD);
+        let mut ticks = interval(self.setup.period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut scrape: Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = None;
         let mut count = 0u32;
@@ -213,7 +213,7 @@ impl Shared {
                     (changed, self.fall_asleep(&scaler, &mut state))
                 };
                 if changed {
-                    (self.callbacks.decision_changed)(&scaler.key);
+                    (self.setup.callbacks.decision_changed)(&scaler.key);
                 }
                 if asleep {
                     return;
@@ -224,16 +224,16 @@ impl Shared {
     }
 
     async fn scrape(&self, scaler: &Scaler) {
-        let Some(collection) = self.collector.get(&scaler.key) else { return };
+        let Some(collection) = self.setup.collector.get(&scaler.key) else { return };
         let settings = collection.settings();
         if settings.scrape_target.is_empty() {
             return;
         }
         let window = Duration::from_secs(settings.stable_seconds.into());
-        let trouble = match scaler.scraper.scrape(&self.pods, &scaler.key, window, self.clock.now()).await {
+        let trouble = match scaler.scraper.scrape(&self.setup.pods, &scaler.key, window, self.setup.clock.now()).await {
             Ok(stat) => {
                 if let Some(stat) = stat {
-                    collection.record(&stat, self.clock.seconds());
+                    collection.record(&stat, self.setup.clock.seconds());
                 }
                 None
             }
@@ -243,19 +243,19 @@ impl Shared {
             }
         };
         if collection.note(trouble) {
-            (self.callbacks.scrapes_changed)(&scaler.key);
+            (self.setup.callbacks.scrapes_changed)(&scaler.key);
         }
     }
 
     /// Ends the watch if there is nothing to watch over: no pods, and nothing that could change the decision.
     fn fall_asleep(&self, scaler: &Scaler, state: &mut State) -> bool {
-        let now = self.clock.seconds();
-        let collection = self.collector.get(&scaler.key);
+        let now = self.setup.clock.seconds();
+        let collection = self.setup.collector.get(&scaler.key);
         // Without data there is no decision, except where the activator's silence means no requests.
         let no_data = collection
             .as_ref()
             .is_none_or(|collection| collection.is_empty(now) && !collection.settings().scrape_target.is_empty());
-        let rests = state.removed || (!self.pods.any(&scaler.key) && (state.decision.desired == 0 || no_data));
+        let rests = state.removed || (!self.setup.pods.any(&scaler.key) && (state.decision.desired == 0 || no_data));
         if rests {
             state.awake = false;
             scaler.scraper.rest();

@@ -52,7 +52,11 @@ impl State {
             Some("Running") if pod.metadata.deletion_timestamp.is_some() => State::Terminating,
             Some("Running") => {
                 let conditions = status.conditions.as_deref().unwrap_or_default();
-                if conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True") { State::Ready } else { State::NotReady }
+                if conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True") {
+                    State::Ready
+                } else {
+                    State::NotReady
+                }
             }
             _ => State::Other,
         }

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::collector::Collector;
 use crate::kpa::{Kpa, Prober, ServiceLookup, Targets, is_kpa};
 use crate::metric::{self, Metrics};
-use crate::multiscaler::{Callbacks, MultiScaler};
+use crate::multiscaler::{Callbacks, MultiScaler, SCRAPE_PERIOD, Setup};
 use crate::pods::{self, Pods, State};
 use crate::stat_server;
 
@@ -68,10 +68,8 @@ impl Handle {
 
 /// Starts the autoscaler; returns once its caches are filled and the stat server listens.
 pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
-    let autoscaler_config =
-        Config::watch(&ctx, "config-autoscaler", config::Autoscaler::parse).await?;
-    let deployment_config =
-        Config::watch(&ctx, "config-deployment", config::Deployment::parse).await?;
+    let autoscaler_config = Config::watch(&ctx, "config-autoscaler", config::Autoscaler::parse).await?;
+    let deployment_config = Config::watch(&ctx, "config-deployment", config::Deployment::parse).await?;
 
     let autoscalers = Cache::<PodAutoscaler>::builder().start(&ctx);
     let services = Cache::<ServerlessService>::builder().start(&ctx);
@@ -96,14 +94,15 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
         decision_changed: Box::new(move |key| decided.add(key.clone())),
         scrapes_changed: Box::new(move |key| scraped.add(key.clone())),
     };
-    let scaler = MultiScaler::new(
-        ctx.tasks.clone(),
-        clock.clone(),
-        collector.clone(),
-        pods.clone(),
-        options.metrics_port,
+    let scaler = MultiScaler::new(Setup {
+        tasks: ctx.tasks.clone(),
+        clock: clock.clone(),
+        collector: collector.clone(),
+        pods: pods.clone(),
+        metrics_port: options.metrics_port,
+        period: SCRAPE_PERIOD,
         callbacks,
-    );
+    });
 
     let kpa = Kpa {
         client: ctx.client.clone(),
@@ -116,12 +115,7 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
         autoscaler_config: autoscaler_config.clone(),
         deployment_config: deployment_config.clone(),
         scaler: scaler.clone(),
-        prober: Prober::new(
-            ctx.client.clone(),
-            ctx.tasks.clone(),
-            ctx.cluster_domain.clone(),
-            options.service_lookup,
-        ),
+        prober: Prober::new(ctx.client.clone(), ctx.tasks.clone(), ctx.cluster_domain.clone(), options.service_lookup),
     };
     feed(&queue, &autoscalers, &services, &metrics, &pods, &targets, &scaler);
     let resync = {
@@ -138,12 +132,15 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
     controller::drive(&ctx, &metrics, &metric_queue, Arc::new(Metrics { collector }), &recorder, 2);
 
     let reports = scaler.clone();
-    let address = stat_server::start(&ctx.tasks, options.listen, Arc::new(move |key, stat| reports.report(&key, &stat)))
-        .await
-        .map_err(|error| {
-            let listen = options.listen;
-            Error::Permanent(format!("autoscaler: cannot listen on {listen}: {error}; free the port or choose another"))
-        })?;
+    let address =
+        stat_server::start(&ctx.tasks, options.listen, Arc::new(move |key, stat| reports.report(&key, &stat)))
+            .await
+            .map_err(|error| {
+                let listen = options.listen;
+                Error::Permanent(format!(
+                    "autoscaler: cannot listen on {listen}: {error}; free the port or choose another"
+                ))
+            })?;
     tracing::info!(%address, pod = options.pod_name, ip = options.pod_ip, "autoscaler started");
     Ok(Handle { address, scaler })
 }
@@ -189,8 +186,7 @@ fn feed(
     let (add, scaler) = (queue.clone(), scaler.clone());
     pods.cache().on_event(move |change| {
         let Some(key) = pods::revision_of(change.object()) else { return };
-        let unchanged =
-            matches!(change, Change::Applied { old: Some(old), new } if State::of(old) == State::of(new));
+        let unchanged = matches!(change, Change::Applied { old: Some(old), new } if State::of(old) == State::of(new));
         if !unchanged {
             scaler.pod_changed(&key);
             add.add(key);

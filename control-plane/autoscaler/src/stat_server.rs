@@ -136,7 +136,9 @@ async fn receive(mut socket: Upgraded, tasks: &Tasks, sink: &Sink) {
             // Pongs are answered while reading on.
             Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {}
             Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) | Err(_) => return,
-            Ok(Some(Ok(other))) => tracing::warn!(len = other.len(), "stat stream: dropping a frame that is not binary"),
+            Ok(Some(Ok(other))) => {
+                tracing::warn!(len = other.len(), "stat stream: dropping a frame that is not binary")
+            }
         }
     }
 }
@@ -163,9 +165,11 @@ fn is_kubelet_probe(headers: &HeaderMap) -> bool {
 fn websocket_key(headers: &HeaderMap) -> Result<String, (StatusCode, &'static str)> {
     let bad = |reason| Err((StatusCode::BAD_REQUEST, reason));
     let has_token = |name: header::HeaderName, token: &str| {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
     };
     if !has_token(header::CONNECTION, "upgrade") || !has_token(header::UPGRADE, "websocket") {
         return bad("Bad Request: this port takes WebSocket connections only");
@@ -174,7 +178,8 @@ fn websocket_key(headers: &HeaderMap) -> Result<String, (StatusCode, &'static st
         return bad("Bad Request: WebSocket version must be 13");
     }
     if let Some(origin) = headers.get(header::ORIGIN) {
-        let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+        let authority =
+            origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
         if !authority.zip(host).is_some_and(|(authority, host)| authority.eq_ignore_ascii_case(host)) {
             return Err((StatusCode::FORBIDDEN, "Forbidden: request origin not allowed"));
@@ -227,7 +232,8 @@ mod tests {
         socket.send(Message::Text("hello".into())).await.unwrap();
         socket.send(Message::Ping(vec![].into())).await.unwrap();
         let message = |name: &str, stat| WireStatMessage { namespace: "default".into(), name: name.into(), stat };
-        let batch = WireStatMessages { messages: vec![message("a", stat("p")), message("b", None), message("c", stat("q"))] };
+        let batch =
+            WireStatMessages { messages: vec![message("a", stat("p")), message("b", None), message("c", stat("q"))] };
         socket.send(Message::Binary(batch.encode_to_vec().into())).await.unwrap();
         let (first, second) = (stats.recv().await.unwrap(), stats.recv().await.unwrap());
         assert_eq!(first.0, ObjectKey::new("default", "a"));

@@ -90,7 +90,12 @@ impl Prober {
         });
     }
 
-    async fn ask(&self, namespace: &str, service: &str, protocol: &str) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+    async fn ask(
+        &self,
+        namespace: &str,
+        service: &str,
+        protocol: &str,
+    ) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
         let (port, port_name) = if protocol == "h2c" { (81, "http2") } else { (80, "http") };
         let host = format!("{service}.{namespace}.svc.{}", self.cluster_domain);
         let stream = match self.lookup {

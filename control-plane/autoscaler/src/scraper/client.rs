@@ -81,7 +81,10 @@ impl Connections {
         }
         let content_type = response.headers().get(header::CONTENT_TYPE).cloned();
         if content_type.as_ref().is_none_or(|value| value.as_bytes() != proto::CONTENT_TYPE.as_bytes()) {
-            return Err(format!("unsupported metric type: {:?}", content_type.unwrap_or(header::HeaderValue::from_static(""))));
+            return Err(format!(
+                "unsupported metric type: {:?}",
+                content_type.unwrap_or(header::HeaderValue::from_static(""))
+            ));
         }
         let body = Limited::new(response.into_body(), BODY_LIMIT).collect().await.map_err(|e| e.to_string())?;
         let stat = Stat::decode(body.to_bytes()).map_err(|e| format!("not a stat: {e}"))?;
