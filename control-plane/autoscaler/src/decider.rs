@@ -144,7 +144,7 @@ impl Decider {
         }
 
         let excess_burst = match inputs.burst_capacity {
-            zero if zero == 0.0 => 0.0,
+            0.0 => 0.0,
             burst if burst > 0.0 => (f64::from(ready) * inputs.total - burst - observed.panic).floor(),
             _ => -1.0,
         };

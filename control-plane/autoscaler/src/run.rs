@@ -165,10 +165,11 @@ fn feed(
     let add = queue.clone();
     services.on_event(move |change| {
         let unchanged = matches!(change, Change::Applied { old: Some(old), new } if old.spec == new.spec && old.status == new.status);
-        if !unchanged && is_kpa(&**change.object()) {
-            if let Some(key) = ObjectKey::controller_of::<_, PodAutoscaler>(&**change.object()) {
-                add.add(key);
-            }
+        if !unchanged
+            && is_kpa(&**change.object())
+            && let Some(key) = ObjectKey::controller_of::<_, PodAutoscaler>(&**change.object())
+        {
+            add.add(key);
         }
     });
 
@@ -176,10 +177,11 @@ fn feed(
     let add = queue.clone();
     metrics.on_event(move |change| {
         let unchanged = matches!(change, Change::Applied { old, new } if old.is_none_or(|old| old.spec == new.spec));
-        if !unchanged && is_kpa(&**change.object()) {
-            if let Some(key) = ObjectKey::controller_of::<_, PodAutoscaler>(&**change.object()) {
-                add.add(key);
-            }
+        if !unchanged
+            && is_kpa(&**change.object())
+            && let Some(key) = ObjectKey::controller_of::<_, PodAutoscaler>(&**change.object())
+        {
+            add.add(key);
         }
     });
 

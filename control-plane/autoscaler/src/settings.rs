@@ -14,9 +14,9 @@ use kube::ResourceExt;
 use crate::decider::{Inputs, ScalingMetric};
 
 /// Targets below this make no sense and would divide by zero.
-const LEAST_TARGET: f64 = 0.01;
+const LEAST_TARGET: f64 = config::Autoscaler::MIN_TARGET;
 /// Utilisation for requests per second: not configurable but by annotation.
-const RPS_UTILISATION: f64 = 0.7;
+const RPS_UTILISATION: f64 = config::Autoscaler::TARGET_UTILIZATION;
 const UNREACHABLE: &str = "Unreachable";
 
 pub struct Settings<'a> {
@@ -53,7 +53,8 @@ impl<'a> Settings<'a> {
     }
 
     fn duration(&self, aliases: &[&str]) -> Option<Duration> {
-        api::go::parse_duration(self.text(aliases)?).ok()
+        let nanos = api::go::parse_duration(self.text(aliases)?).ok()?;
+        u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
 
     pub fn unreachable(&self) -> bool {
@@ -117,7 +118,7 @@ impl<'a> Settings<'a> {
                 let total = if limit == 0.0 { config.container_concurrency_target_default } else { limit };
                 (total, config.container_concurrency_target_fraction)
             }
-            ScalingMetric::Rps => (config.requests_per_second_target_default, RPS_UTILISATION),
+            ScalingMetric::Rps => (config.rps_target_default, RPS_UTILISATION),
         };
         if let Some(wanted) = self.number::<f64>(keys::TARGET) {
             let limited = self.metric() == ScalingMetric::Concurrency && limit != 0.0;

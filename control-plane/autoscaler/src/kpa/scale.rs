@@ -18,7 +18,7 @@ pub(super) enum Active {
     False(Duration),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Situation {
     pub(super) desired: i32,
     pub(super) min: i32,
@@ -155,8 +155,8 @@ mod tests {
     fn bounds_and_initial_scale() {
         let base = Situation { desired: 5, ..at_zero(Active::True(secs(1))) };
         assert_eq!(base.step(), done(5, true, None));
-        assert_eq!(Situation { min: 7, ..base.clone() }.step(), done(7, true, None));
-        assert_eq!(Situation { max: 3, ..base.clone() }.step(), done(3, true, None));
+        assert_eq!(Situation { min: 7, ..base }.step(), done(7, true, None));
+        assert_eq!(Situation { max: 3, ..base }.step(), done(3, true, None));
         let starting = Situation { desired: -1, initial: 4, initialized: false, ..at_zero(Active::Unknown(secs(1))) };
         assert_eq!(starting.step(), done(4, true, None));
         assert_eq!(Situation { unreachable: true, ..starting }.step(), done(-1, false, Some(630)));
