@@ -1,1 +1,25 @@
 //! The sidecar of every revision's pod: counts, limits and reports requests.
+//!
+//! ```text
+//! gateway or activator -> :8012 (or :8013) -> drain -> time limits -> breaker -> 127.0.0.1:USER_PORT
+//! kubelet, activator   -> the same port, marked as probes -> readiness of the user's container
+//! autoscaler           -> :9090/metrics, one `Stat`      user container's preStop -> :8022/wait-for-drain
+//! ```
+//!
+//! It runs in every pod of every user, so it is small before anything else: one thread, no Kubernetes client, and
+//! nothing that wakes it when no request is there.
+
+mod chain;
+mod config;
+mod drain;
+mod forwarded;
+mod log;
+mod probe;
+mod server;
+mod stats;
+
+pub use config::{Config, ConfigError, Environment};
+pub use drain::DrainRule;
+pub use log::init as init_logging;
+pub use probe::{Probe, Prober};
+pub use server::{Error, Handle, start};

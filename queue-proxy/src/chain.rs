@@ -1,0 +1,162 @@
+//! What happens to a request on the serving port, from the outside in: probes and drain, time limits, statistics,
+//! breaker, the user's program.
+//!
+//! The order is upstream's, and so is who bypasses what: the kubelet's probes and those of the activator are answered
+//! here; other requests marked as kubelet probes (a mesh rewrites them) reach the program without being counted.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+use http::{
+    Request, Response, StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
+use hyper::body::Incoming;
+use net::{Breaker, InFlight, InFlightGuard, Limits, Outbound, Pool, ResponseBody, Slot, Timer, headers};
+
+use crate::{
+    drain::Drainer,
+    forwarded,
+    probe::{Patience, Prober},
+    stats::{Stats, StatsGuard},
+};
+
+pub(crate) type Body = ResponseBody<Ticket>;
+
+/// What every request meets. One per process.
+pub(crate) struct Chain {
+    pub(crate) drainer: Drainer,
+    pub(crate) in_flight: InFlight,
+    pub(crate) prober: Prober,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) breaker: Option<Breaker>,
+    pub(crate) limits: Limits,
+    pub(crate) pool: Pool,
+}
+
+/// What a request holds until the end of its response.
+#[derive(Default)]
+pub(crate) struct Ticket {
+    _slot: Option<Slot>,
+    _stats: Option<StatsGuard>,
+    _in_flight: Option<InFlightGuard>,
+}
+
+// === impl Chain ===
+
+impl Chain {
+    /// Answers one request. Dropped (the client is gone), it gives back its place and cancels the program's work.
+    pub(crate) async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        let map = request.headers();
+        let agent = headers::text(map, &header::USER_AGENT);
+        let from_activator = agent.starts_with(headers::ACTIVATOR_PROBE_AGENT);
+        if from_activator
+            || agent.starts_with(headers::KUBE_PROBE_PREFIX)
+            || agent.starts_with(headers::AUTOSCALING_PROBE_AGENT)
+        {
+            let patience = if from_activator { Patience::UntilReady } else { Patience::AsConfigured };
+            return self.probe(map, patience).await;
+        }
+        if map.get(&headers::NETWORK_PROBE).is_some_and(|value| value == headers::PROBE) {
+            return self.echo_hash(map);
+        }
+        self.drainer.request();
+        let in_flight = self.in_flight.enter();
+
+        let mut timer = Timer::start(self.limits);
+        let Some(outcome) = timer.limit(self.proxy(request, peer.ip(), in_flight)).await else {
+            return timed_out(timer.message());
+        };
+        match outcome {
+            Ok((outbound, response, ticket)) => net::respond(outbound, response, timer, ticket),
+            Err(response) => *response,
+        }
+    }
+
+    async fn proxy(
+        &self,
+        mut request: Request<Incoming>,
+        peer: IpAddr,
+        in_flight: InFlightGuard,
+    ) -> Result<(Outbound, Response<net::PooledBody>, Ticket), Box<Response<Body>>> {
+        // Before this hop is added: upstream names the hops before the sidecar.
+        forwarded::add(request.headers_mut());
+        let mut outbound = Outbound::new(request, peer)?;
+        let mut ticket = Ticket { _in_flight: Some(in_flight), ..Ticket::default() };
+        let map = outbound.headers_mut();
+        map.remove(&headers::REVISION);
+        map.remove(&headers::NAMESPACE);
+        if !headers::is_kubelet_probe(map) {
+            let proxied = map.get(&headers::PROXY_REQUEST).is_some_and(|value| value == headers::ACTIVATOR);
+            restore_host(map);
+            ticket._stats = Some(self.stats.enter(Instant::now(), proxied));
+            if let Some(breaker) = &self.breaker {
+                ticket._slot = Some(breaker.acquire().await.map_err(|full| Box::new(queue_full(&full)))?);
+            }
+        }
+        match outbound.send(&self.pool).await {
+            Ok(response) => Ok((outbound, response, ticket)),
+            Err(failure) => Err(Box::new(net::bad_gateway(&failure))),
+        }
+    }
+
+    async fn probe(&self, map: &HeaderMap, patience: Patience) -> Response<Body> {
+        if self.drainer.is_draining() {
+            return shutting_down();
+        }
+        let kind = headers::text(map, &headers::NETWORK_PROBE);
+        if kind != headers::QUEUE {
+            return net::http_error(StatusCode::BAD_REQUEST, &format!("unexpected probe header value: {kind}"));
+        }
+        if self.prober.ready(patience).await {
+            net::text(StatusCode::OK, headers::QUEUE)
+        } else {
+            net::empty(StatusCode::SERVICE_UNAVAILABLE)
+        }
+    }
+
+    fn echo_hash(&self, map: &HeaderMap) -> Response<Body> {
+        if self.drainer.is_draining() {
+            return shutting_down();
+        }
+        match map.get(&headers::NETWORK_HASH).filter(|hash| !hash.is_empty()) {
+            Some(hash) => {
+                let mut response = net::empty(StatusCode::OK);
+                response.headers_mut().insert(headers::NETWORK_HASH.clone(), hash.clone());
+                response
+            }
+            None => {
+                let message = "a probe request must contain a non-empty \"K-Network-Hash\" header";
+                net::http_error(StatusCode::BAD_REQUEST, message)
+            }
+        }
+    }
+}
+
+/// The activator sends to an address, so it carries the host in a header of its own.
+fn restore_host(map: &mut HeaderMap) {
+    if let Some(original) = map.remove(&headers::ORIGINAL_HOST)
+        && !original.is_empty()
+    {
+        map.insert(header::HOST, original);
+    }
+}
+
+fn shutting_down() -> Response<Body> {
+    net::http_error(StatusCode::SERVICE_UNAVAILABLE, "shutting down")
+}
+
+fn queue_full(full: &net::QueueFull) -> Response<Body> {
+    let mut response = net::http_error(StatusCode::SERVICE_UNAVAILABLE, &full.to_string());
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+fn timed_out(message: &'static str) -> Response<Body> {
+    let mut response = net::text(StatusCode::GATEWAY_TIMEOUT, message);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

@@ -1,0 +1,211 @@
+//! The environment contract: what the revision's Deployment tells its sidecar.
+//!
+//! Parsing works on any map, never on the process environment, so that it can be tested. Names and fatal errors are
+//! upstream's. Variables that only we know are listed at the end of `names`.
+
+mod values;
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use crate::{DrainRule, Probe};
+
+/// Names of the environment variables.
+mod names {
+    pub(super) const CONCURRENCY: &str = "CONTAINER_CONCURRENCY";
+    pub(super) const SERVING_PORT: &str = "QUEUE_SERVING_PORT";
+    pub(super) const SERVING_TLS_PORT: &str = "QUEUE_SERVING_TLS_PORT";
+    pub(super) const USER_PORT: &str = "USER_PORT";
+    pub(super) const TIMEOUT: &str = "REVISION_TIMEOUT_SECONDS";
+    pub(super) const RESPONSE_START_TIMEOUT: &str = "REVISION_RESPONSE_START_TIMEOUT_SECONDS";
+    pub(super) const IDLE_TIMEOUT: &str = "REVISION_IDLE_TIMEOUT_SECONDS";
+    pub(super) const READINESS_PROBE: &str = "SERVING_READINESS_PROBE";
+    pub(super) const HTTP2_DETECTION: &str = "ENABLE_HTTP2_AUTO_DETECTION";
+    pub(super) const FULL_DUPLEX: &str = "ENABLE_HTTP_FULL_DUPLEX";
+    pub(super) const MULTI_PROBES: &str = "ENABLE_MULTI_CONTAINER_PROBES";
+    pub(super) const LOGGING_CONFIG: &str = "SERVING_LOGGING_CONFIG";
+    pub(super) const LOGGING_LEVEL: &str = "SERVING_LOGGING_LEVEL";
+    pub(super) const NAMESPACE: &str = "SERVING_NAMESPACE";
+    pub(super) const SERVICE: &str = "SERVING_SERVICE";
+    pub(super) const CONFIGURATION: &str = "SERVING_CONFIGURATION";
+    pub(super) const REVISION: &str = "SERVING_REVISION";
+    pub(super) const POD: &str = "SERVING_POD";
+    pub(super) const POD_IP: &str = "SERVING_POD_IP";
+    pub(super) const OBSERVABILITY: &str = "OBSERVABILITY_CONFIG";
+
+    /// Ours: how long nothing may be in flight before a drain is over, without waiting for upstream's quiet period.
+    /// For installations that take a pod out of routing before they delete it. Unset: upstream's rule alone.
+    pub(super) const DRAIN_IDLE: &str = "QUEUE_DRAIN_IDLE_PERIOD";
+    /// Ours: the quiet period itself.
+    pub(super) const DRAIN_QUIET: &str = "QUEUE_DRAIN_QUIET_PERIOD";
+    /// Ours: worker threads; 1 unless set.
+    pub(super) const THREADS: &str = "QUEUE_PROXY_THREADS";
+}
+
+/// Where the kubelet's hook asks for the drain.
+pub(crate) const ADMIN_PORT: u16 = 8022;
+/// Where the autoscaler scrapes.
+pub(crate) const AUTOSCALING_PORT: u16 = 9090;
+
+/// A set of environment variables.
+pub type Environment = BTreeMap<String, String>;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub container_concurrency: u32,
+    pub serving_port: u16,
+    pub serving_tls_port: u16,
+    pub admin_port: u16,
+    pub autoscaling_port: u16,
+    pub user_port: u16,
+    pub timeout: Duration,
+    pub response_start_timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    /// All of them have to pass; none: always ready.
+    pub readiness_probes: Vec<Probe>,
+    /// Find out for every probe whether the program speaks HTTP/2.
+    pub http2_detection: bool,
+    pub log_level: String,
+    pub namespace: String,
+    pub service: String,
+    pub configuration: String,
+    pub revision: String,
+    pub pod: String,
+    pub pod_ip: Option<IpAddr>,
+    pub drain: DrainRule,
+    pub threads: usize,
+}
+
+/// The environment is not what it has to be; the process ends with this text.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("required key {0} missing value")]
+    Missing(&'static str),
+    #[error("{name} has the value {value:?}, which is not {expected}")]
+    Invalid { name: &'static str, value: String, expected: &'static str },
+    #[error("{0} cannot be parsed: {1}")]
+    Json(&'static str, String),
+}
+
+// === impl Config ===
+
+impl Config {
+    /// # Errors
+    /// The first variable that is missing or makes no sense.
+    pub fn parse(env: &Environment) -> Result<Self, ConfigError> {
+        use names as n;
+        let vars = values::Variables(env);
+        for required in [n::LOGGING_CONFIG, n::CONFIGURATION] {
+            vars.required(required)?;
+        }
+        for unused in [n::FULL_DUPLEX, n::MULTI_PROBES] {
+            vars.boolean(unused)?;
+        }
+        if let Some(json) = vars.text(n::OBSERVABILITY).filter(|json| !json.is_empty()) {
+            serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json)
+                .map_err(|error| ConfigError::Json(n::OBSERVABILITY, error.to_string()))?;
+        }
+        let concurrency = vars.integer(n::CONCURRENCY)?.ok_or(ConfigError::Missing(n::CONCURRENCY))?;
+        let timeout = vars.integer(n::TIMEOUT)?.ok_or(ConfigError::Missing(n::TIMEOUT))?;
+        let seconds =
+            |value: Option<i64>| value.filter(|value| *value > 0).map(|value| Duration::from_secs(value as u64));
+        let user_port = vars.port(n::USER_PORT)?;
+        Ok(Self {
+            container_concurrency: u32::try_from(concurrency).unwrap_or(0),
+            serving_port: vars.port(n::SERVING_PORT)?,
+            serving_tls_port: vars.port(n::SERVING_TLS_PORT)?,
+            admin_port: ADMIN_PORT,
+            autoscaling_port: AUTOSCALING_PORT,
+            user_port,
+            timeout: Duration::from_secs(u64::try_from(timeout).unwrap_or(0)),
+            response_start_timeout: seconds(vars.integer(n::RESPONSE_START_TIMEOUT)?),
+            idle_timeout: seconds(vars.integer(n::IDLE_TIMEOUT)?),
+            readiness_probes: Probe::parse(vars.text(n::READINESS_PROBE).unwrap_or(""), user_port)
+                .map_err(|error| ConfigError::Json(n::READINESS_PROBE, error))?,
+            http2_detection: vars.boolean(n::HTTP2_DETECTION)?.unwrap_or(false),
+            log_level: vars.required(n::LOGGING_LEVEL)?.to_owned(),
+            namespace: vars.required(n::NAMESPACE)?.to_owned(),
+            service: vars.text(n::SERVICE).unwrap_or("").to_owned(),
+            configuration: vars.required(n::CONFIGURATION)?.to_owned(),
+            revision: vars.required(n::REVISION)?.to_owned(),
+            pod: vars.required(n::POD)?.to_owned(),
+            pod_ip: vars.required(n::POD_IP)?.parse().ok(),
+            drain: DrainRule {
+                quiet: vars.duration(n::DRAIN_QUIET)?.unwrap_or_else(|| DrainRule::default().quiet),
+                idle: vars.duration(n::DRAIN_IDLE)?,
+            },
+            threads: vars.integer(n::THREADS)?.map_or(1, |threads| threads.clamp(1, 64) as usize),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(changes: &[(&str, Option<&str>)]) -> Environment {
+        let mut env: Environment = [
+            ("CONTAINER_CONCURRENCY", "0"),
+            ("QUEUE_SERVING_PORT", "8012"),
+            ("QUEUE_SERVING_TLS_PORT", "8112"),
+            ("USER_PORT", "8080"),
+            ("REVISION_TIMEOUT_SECONDS", "300"),
+            ("SERVING_LOGGING_CONFIG", ""),
+            ("SERVING_LOGGING_LEVEL", ""),
+            ("SERVING_NAMESPACE", "default"),
+            ("SERVING_CONFIGURATION", "hello"),
+            ("SERVING_REVISION", "hello-00001"),
+            ("SERVING_POD", "hello-00001-deployment-x"),
+            ("SERVING_POD_IP", "10.244.0.7"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        for (name, value) in changes {
+            match value {
+                Some(value) => env.insert((*name).to_owned(), (*value).to_owned()),
+                None => env.remove(*name),
+            };
+        }
+        env
+    }
+
+    #[test]
+    fn the_least_environment_gives_the_defaults() {
+        let config = Config::parse(&env(&[])).expect("complete");
+        assert_eq!((config.container_concurrency, config.timeout.as_secs()), (0, 300));
+        assert_eq!((config.response_start_timeout, config.idle_timeout), (None, None));
+        assert_eq!((config.drain.quiet.as_secs(), config.drain.idle, config.threads), (30, None, 1));
+        assert!(config.readiness_probes.is_empty());
+    }
+
+    #[test]
+    fn numbers_may_be_hexadecimal_and_must_be_numbers() {
+        let config = Config::parse(&env(&[("CONTAINER_CONCURRENCY", Some("0x10"))])).expect("16");
+        assert_eq!(config.container_concurrency, 16);
+        for bad in ["", "ten", "1.5"] {
+            let error = Config::parse(&env(&[("CONTAINER_CONCURRENCY", Some(bad))])).expect_err(bad);
+            assert!(matches!(error, ConfigError::Invalid { name: "CONTAINER_CONCURRENCY", .. }), "{error}");
+        }
+        let error = Config::parse(&env(&[("ENABLE_HTTP2_AUTO_DETECTION", Some(""))])).expect_err("set but empty");
+        assert!(matches!(error, ConfigError::Invalid { .. }));
+    }
+
+    #[test]
+    fn what_is_required_may_be_empty_but_not_absent() {
+        let error = Config::parse(&env(&[("SERVING_POD", None)])).expect_err("missing");
+        assert_eq!(error, ConfigError::Missing("SERVING_POD"));
+        assert!(Config::parse(&env(&[("SERVING_POD_IP", Some(""))])).is_ok());
+    }
+
+    #[test]
+    fn broken_json_is_fatal() {
+        for name in ["SERVING_READINESS_PROBE", "OBSERVABILITY_CONFIG"] {
+            assert!(matches!(Config::parse(&env(&[(name, Some("{"))])), Err(ConfigError::Json(..))), "{name}");
+        }
+    }
+
+    #[test]
+    fn our_own_drain_rule_is_read_as_a_duration() {
+        let config = Config::parse(&env(&[("QUEUE_DRAIN_IDLE_PERIOD", Some("250ms"))])).expect("valid");
+        assert_eq!(config.drain.idle, Some(Duration::from_millis(250)));
+    }
+}

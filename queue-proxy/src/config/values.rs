@@ -1,0 +1,88 @@
+//! Reading typed values from environment variables, with the syntax Go accepts.
+
+use std::time::Duration;
+
+use super::{ConfigError, Environment};
+
+pub(super) struct Variables<'a>(pub(super) &'a Environment);
+
+// === impl Variables ===
+
+impl<'a> Variables<'a> {
+    pub(super) fn text(&self, name: &'static str) -> Option<&'a str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// Set, though perhaps to nothing.
+    pub(super) fn required(&self, name: &'static str) -> Result<&'a str, ConfigError> {
+        self.text(name).ok_or(ConfigError::Missing(name))
+    }
+
+    pub(super) fn integer(&self, name: &'static str) -> Result<Option<i64>, ConfigError> {
+        self.parsed(name, "an integer", |text| {
+            let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
+            let lower = digits.to_ascii_lowercase();
+            let value = if let Some(hex) = lower.strip_prefix("0x") {
+                i64::from_str_radix(hex, 16)
+            } else if let Some(binary) = lower.strip_prefix("0b") {
+                i64::from_str_radix(binary, 2)
+            } else if let Some(octal) = lower.strip_prefix("0o") {
+                i64::from_str_radix(octal, 8)
+            } else if lower.len() > 1 && lower.starts_with('0') {
+                i64::from_str_radix(&lower[1..], 8)
+            } else {
+                lower.parse()
+            };
+            value.ok().map(|value| if negative { -value } else { value })
+        })
+    }
+
+    pub(super) fn boolean(&self, name: &'static str) -> Result<Option<bool>, ConfigError> {
+        self.parsed(name, "a boolean", |text| match text {
+            "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+            "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+            _ => None,
+        })
+    }
+
+    pub(super) fn port(&self, name: &'static str) -> Result<u16, ConfigError> {
+        self.required(name)?;
+        Ok(self.parsed(name, "a port", |text| text.parse().ok())?.expect("it is set"))
+    }
+
+    /// `300ms`, `2s`, `1m`, or several of them in a row.
+    pub(super) fn duration(&self, name: &'static str) -> Result<Option<Duration>, ConfigError> {
+        self.parsed(name, "a duration such as 300ms or 2s", |text| {
+            let mut rest = text;
+            let mut total = Duration::ZERO;
+            while !rest.is_empty() {
+                let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+                let value: f64 = rest[..digits].parse().ok()?;
+                let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |end| digits + end);
+                let scale = match &rest[digits..unit] {
+                    "h" => 3600.0,
+                    "m" => 60.0,
+                    "s" => 1.0,
+                    "ms" => 1e-3,
+                    "us" => 1e-6,
+                    "ns" => 1e-9,
+                    _ => return None,
+                };
+                total += Duration::try_from_secs_f64(value * scale).ok()?;
+                rest = &rest[unit..];
+            }
+            (!text.is_empty()).then_some(total)
+        })
+    }
+
+    fn parsed<T>(
+        &self,
+        name: &'static str,
+        expected: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let value = parse(text).ok_or_else(|| ConfigError::Invalid { name, value: text.to_owned(), expected })?;
+        Ok(Some(value))
+    }
+}
