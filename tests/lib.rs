@@ -1,0 +1,1 @@
+//! Behaviour across crates with real Envoy, kubectl and processes: see `machine/main.rs`.

@@ -1,1 +1,0 @@
-//! Behaviour across crates with real Envoy, kubectl and processes.
