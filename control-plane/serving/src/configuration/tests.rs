@@ -21,7 +21,8 @@ fn revision(generation: i64, ready: bool) -> Arc<Revision> {
     revision.metadata.generation = Some(1);
     revision.status_mut().observed_generation = 1;
     if ready {
-        revision.mark().mark_true(READY);
+        revision.mark().mark_true("ResourcesAvailable");
+        revision.mark().mark_true("ContainerHealthy");
     }
     Arc::new(revision)
 }
