@@ -1,3 +1,44 @@
-//! Benchmarks and scenarios.
+//! Benchmarks and scenarios: `cargo xtask bench <scenario>`.
+//!
+//! Each scenario starts what it measures as a real process, drives it from outside, and prints a table that
+//! `RESULTS.md` quotes with the command that gave it.
 
-fn main() {}
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod cold_start;
+mod create;
+mod figures;
+mod footprint;
+mod machine;
+mod timeline;
+
+#[derive(Debug, Parser)]
+#[command(name = "benches", about = "Scenarios that give the figures of RESULTS.md")]
+struct Args {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// Sleeping services are asked at once; where does the time go?
+    ColdStart(cold_start::Options),
+    /// Services are created at once; how long until they are Ready?
+    Create(create::Options),
+    /// Start to ready, and memory with sleeping services.
+    Footprint(footprint::Options),
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match args.scenario {
+            Scenario::ColdStart(options) => cold_start::run(options).await,
+            Scenario::Create(options) => create::run(options).await,
+            Scenario::Footprint(options) => footprint::run(options).await,
+        }
+    })
+}

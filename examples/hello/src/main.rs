@@ -4,7 +4,9 @@
 //! start measured with it shows what the platform costs. HTTP/1.1 is read by hand to need nothing but tokio.
 //!
 //! `GET /` greets `TARGET` (default `World`). `?sleep=MS` waits, `?bloat=MB` holds that much memory for the request,
-//! `/exit?code=N` ends the process. SIGTERM stops accepting, lets requests end, and exits with 0.
+//! `/exit?code=N` ends the process. SIGTERM stops accepting, lets requests end, and exits with 0. Every answer says when
+//! the process started and when its port was open (`x-started-at`, `x-listening-at`, microseconds since 1970), which
+//! shows a cold start from the program's side.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -36,20 +38,22 @@ enum Body {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
+    let started = micros();
     let port: u16 = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080);
     let target: Arc<str> = std::env::var("TARGET").unwrap_or_else(|_| "World".to_owned()).into();
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     println!("hello: listening on port {port}");
+    let times: Arc<str> = format!("x-started-at: {started}\r\nx-listening-at: {}\r\n", micros()).into();
 
     let (draining, drained) = watch::channel(false);
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
-                let (target, drained) = (target.clone(), drained.clone());
-                tokio::spawn(async move { let _ = serve(stream, &target, drained).await; });
+                let (target, times, drained) = (target.clone(), times.clone(), drained.clone());
+                tokio::spawn(async move { let _ = serve(stream, &target, &times, drained).await; });
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -63,8 +67,14 @@ async fn main() -> io::Result<()> {
     Ok(())
 }
 
+/// Microseconds since 1970.
+fn micros() -> u128 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_micros())
+}
+
 /// Serves one connection until the client leaves it or the program drains between two requests.
-async fn serve(stream: TcpStream, target: &str, mut draining: watch::Receiver<bool>) -> io::Result<()> {
+async fn serve(stream: TcpStream, target: &str, times: &str, mut draining: watch::Receiver<bool>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
     loop {
@@ -83,7 +93,7 @@ async fn serve(stream: TcpStream, target: &str, mut draining: watch::Receiver<bo
         println!("{} {} {status}", request.method, request.path);
         let connection = if request.keep_alive && !*draining.borrow() { "keep-alive" } else { "close" };
         let head = format!(
-            "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n",
+            "HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: {connection}\r\n{times}\r\n",
             body.len()
         );
         let mut reply = head.into_bytes();
