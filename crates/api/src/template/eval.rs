@@ -85,8 +85,8 @@ fn field(value: &Value, path: &[String], is_root: bool) -> Result<Value, String>
 fn call(name: &str, arguments: &[Value]) -> Result<Value, String> {
     let wrong = || format!("wrong number of args for {name}: got {}", arguments.len());
     Ok(match name {
-        "and" => arguments.iter().find(|v| !truth(v)).or(arguments.last()).ok_or_else(wrong)?.clone(),
-        "or" => arguments.iter().find(|v| truth(v)).or(arguments.last()).ok_or_else(wrong)?.clone(),
+        "and" => arguments.iter().find(|v| !truth(v)).or_else(|| arguments.last()).ok_or_else(wrong)?.clone(),
+        "or" => arguments.iter().find(|v| truth(v)).or_else(|| arguments.last()).ok_or_else(wrong)?.clone(),
         "not" => (!truth(arguments.first().ok_or_else(wrong)?)).into(),
         "eq" => match arguments {
             [first, rest @ ..] if !rest.is_empty() => rest.contains(first).into(),
