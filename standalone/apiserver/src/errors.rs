@@ -21,6 +21,8 @@ pub struct Status {
     pub details: Option<Value>,
     /// Not a Status object but this text: an unknown group answers `404 page not found`.
     pub plain: bool,
+    /// metadata.continue of an expired list.
+    pub list_continue: Option<String>,
 }
 
 /// One thing wrong with one field.
@@ -141,7 +143,7 @@ fn shown(value: &Value) -> String {
 
 impl Status {
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None, plain: false }
+        Self { code, reason, message: message.into(), details: None, plain: false, list_continue: None }
     }
 
     fn about(mut self, kind: &Kind, name: &str) -> Self {
@@ -302,6 +304,9 @@ impl Status {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code.as_u16(),
         });
+        if let Some(token) = &self.list_continue {
+            status["metadata"] = json!({ "continue": token });
+        }
         if let Some(details) = &self.details {
             status["details"] = details.clone();
         }

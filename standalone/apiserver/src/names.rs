@@ -32,7 +32,8 @@ const LABEL_VALUE_TEXT: &str = "a valid label must be an empty string or consist
     '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 const CONFIG_KEY_TEXT: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  \
     or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
-const ENV_TEXT: &str = "a valid environment variable name must consist only of printable ASCII characters other than '='";
+const ENV_TEXT: &str =
+    "a valid environment variable name must consist only of printable ASCII characters other than '='";
 
 /// How a kind's `metadata.name` is formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,7 +93,11 @@ pub fn label_key(key: &str) -> Result<(), String> {
         _ => return Err(QUALIFIED_TEXT.to_owned()),
     };
     let prefix = prefix.and_then(|p| {
-        if p.is_empty() { Some("prefix part must be non-empty".to_owned()) } else { subdomain(p).err().map(|e| format!("prefix part {e}")) }
+        if p.is_empty() {
+            Some("prefix part must be non-empty".to_owned())
+        } else {
+            subdomain(p).err().map(|e| format!("prefix part {e}"))
+        }
     });
     if name.is_empty() {
         let errors = [prefix, Some("name part must be non-empty".to_owned()), Some(NAME_PART_TEXT.to_owned())];
@@ -161,7 +166,9 @@ mod tests {
     #[test]
     fn formats() {
         assert!(NameFormat::Subdomain.check("a.b-c").is_ok());
-        assert!(NameFormat::Subdomain.check("A").expect_err("upper case").starts_with("a lowercase RFC 1123 subdomain"));
+        assert!(
+            NameFormat::Subdomain.check("A").expect_err("upper case").starts_with("a lowercase RFC 1123 subdomain")
+        );
         assert!(NameFormat::Label.check("a.b").is_err());
         assert!(NameFormat::Label1035.check("1a").expect_err("digit").starts_with("a DNS-1035 label"));
         assert!(NameFormat::PathSegment.check("system:node").is_ok());

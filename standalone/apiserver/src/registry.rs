@@ -128,6 +128,9 @@ pub enum ListStrategy {
     Set,
 }
 
+/// Finds an object by storage, namespace and name.
+pub type Lookup<'a> = dyn Fn(&str, &str, &str) -> Option<Arc<Value>> + Send + Sync + 'a;
+
 /// What a write knows besides the object.
 pub struct WriteContext<'a> {
     pub kind: &'a Kind,
@@ -139,7 +142,7 @@ pub struct WriteContext<'a> {
     pub dry_run: bool,
     pub now: jiff::Timestamp,
     /// The live object of (storage, namespace, name); namespace is "" for cluster scope.
-    pub lookup: &'a (dyn Fn(&str, &str, &str) -> Option<Arc<Value>> + Send + Sync),
+    pub lookup: &'a Lookup<'a>,
 }
 
 /// The rules of one kind. The pipeline has already done metadata, the split of spec and status, generation and the no-op check.

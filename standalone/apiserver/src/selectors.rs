@@ -429,13 +429,20 @@ mod tests {
         assert_eq!(error("=b"), "found '=', expected: !, identifier, or 'end of string'");
         assert_eq!(error("a b"), "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt");
         assert_eq!(error("a in b"), "unable to parse requirement: found 'b', expected: '('");
-        assert!(error("a/b/c=d").starts_with("unable to parse requirement: <nil>: Invalid value: \"a/b/c\": a qualified name must"));
-        assert!(error("a=-").starts_with("unable to parse requirement: values[0][a]: Invalid value: \"-\": a valid label must"));
+        assert!(
+            error("a/b/c=d")
+                .starts_with("unable to parse requirement: <nil>: Invalid value: \"a/b/c\": a qualified name must")
+        );
+        assert!(
+            error("a=-")
+                .starts_with("unable to parse requirement: values[0][a]: Invalid value: \"-\": a valid label must")
+        );
     }
 
     #[test]
     fn selector_objects() {
-        let selector = json!({"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "DoesNotExist"}]});
+        let selector =
+            json!({"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "DoesNotExist"}]});
         let selector = LabelSelector::from_object(&selector).expect("selector");
         assert!(selector.matches_object(&json!({"metadata": {"labels": {"a": "b"}}})));
         assert!(!selector.matches_object(&json!({"metadata": {"labels": {"a": "b", "c": "d"}}})));

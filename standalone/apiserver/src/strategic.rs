@@ -44,7 +44,12 @@ pub fn builtin_lists(path: &[&str]) -> ListStrategy {
         },
         ["spec"] | ["spec", "template", "spec"] => Atomic,
         [owner @ .., field] if matches!(owner, ["spec"] | [.., "template", "spec"]) => match *field {
-            "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "imagePullSecrets" | "resourceClaims"
+            "containers"
+            | "initContainers"
+            | "ephemeralContainers"
+            | "volumes"
+            | "imagePullSecrets"
+            | "resourceClaims"
             | "schedulingGates" => Merge("name"),
             "hostAliases" => Merge("ip"),
             "topologySpreadConstraints" => Merge("topologyKey"),
@@ -74,7 +79,11 @@ impl Merger {
         result
     }
 
-    fn map(&mut self, mut object: Map<String, Value>, mut patch: Map<String, Value>) -> Result<Map<String, Value>, String> {
+    fn map(
+        &mut self,
+        mut object: Map<String, Value>,
+        mut patch: Map<String, Value>,
+    ) -> Result<Map<String, Value>, String> {
         match patch.remove(PATCH) {
             None => {}
             Some(Value::String(directive)) => match directive.as_str() {
@@ -86,7 +95,9 @@ impl Merger {
             Some(other) => return Err(format!("Unknown patch type found: {other}")),
         }
         if let Some(keep) = patch.remove(RETAIN_KEYS) {
-            let Value::Array(keep) = keep else { return Err(format!("invalid value for {RETAIN_KEYS}: must be a list")) };
+            let Value::Array(keep) = keep else {
+                return Err(format!("invalid value for {RETAIN_KEYS}: must be a list"));
+            };
             object.retain(|key, _| keep.iter().any(|k| k == key));
         }
         self.ordered_lists(&mut object, &mut patch)?;
@@ -139,7 +150,8 @@ impl Merger {
             {
                 items.retain(|item| !gone.contains(item));
             }
-            let present = object.remove(&list).and_then(|v| if let Value::Array(items) = v { Some(items) } else { None });
+            let present =
+                object.remove(&list).and_then(|v| if let Value::Array(items) = v { Some(items) } else { None });
             let ordered = self.within(&list, |merger| {
                 let key = merge_key(merger.strategy());
                 let merged = match (present, in_patch) {
@@ -217,7 +229,8 @@ fn arrange(items: Vec<Value>, order: &[Value], before: &[Value], key: Option<&st
         None => a == b,
     };
     let rank = |list: &[Value], item: &Value| list.iter().position(|other| same(item, other));
-    let (mut named, mut others): (Vec<Value>, Vec<Value>) = items.into_iter().partition(|item| rank(order, item).is_some());
+    let (mut named, mut others): (Vec<Value>, Vec<Value>) =
+        items.into_iter().partition(|item| rank(order, item).is_some());
     named.sort_by_key(|item| rank(order, item));
     others.sort_by_key(|item| rank(before, item));
     let mut out = Vec::with_capacity(named.len() + others.len());
@@ -255,7 +268,8 @@ fn without(value: Value) -> Value {
 
 fn without_directives(map: Map<String, Value>) -> Map<String, Value> {
     let plain = map.into_iter().filter(|(key, value)| {
-        let directive = key == PATCH || key == RETAIN_KEYS || key.starts_with(ELEMENT_ORDER) || key.starts_with(DELETE_FROM);
+        let directive =
+            key == PATCH || key == RETAIN_KEYS || key.starts_with(ELEMENT_ORDER) || key.starts_with(DELETE_FROM);
         !directive && !value.is_null()
     });
     plain.filter_map(|(key, value)| Some((key, fresh(value)?))).collect()
@@ -300,7 +314,10 @@ mod tests {
     #[test]
     fn directives() {
         let before = json!([{"name": "a"}, {"name": "b"}]);
-        assert_eq!(containers(before.clone(), json!({"containers": [{"name": "a", "$patch": "delete"}]})), json!([{"name": "b"}]));
+        assert_eq!(
+            containers(before.clone(), json!({"containers": [{"name": "a", "$patch": "delete"}]})),
+            json!([{"name": "b"}])
+        );
         assert_eq!(
             containers(before.clone(), json!({"containers": [{"name": "z"}, {"$patch": "replace"}]})),
             json!([{"name": "z"}])

@@ -39,8 +39,14 @@ fn printer(group: &str, kind: &str) -> Option<(Vec<Column>, Cells)> {
                 n(),
                 string("Ready", "The aggregate readiness state of this pod for accepting traffic."),
                 string("Status", "The aggregate status of the containers in this pod."),
-                string("Restarts", "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted."),
-                string("Age", "CreationTimestamp is a timestamp representing the server time when this object was created."),
+                string(
+                    "Restarts",
+                    "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.",
+                ),
+                string(
+                    "Age",
+                    "CreationTimestamp is a timestamp representing the server time when this object was created.",
+                ),
                 string("IP", "IP address allocated to the pod.").wide(),
                 string("Node", "The node that runs the pod.").wide(),
                 string("Nominated Node", "The node that the pod is expected to run on after preemption.").wide(),
@@ -94,9 +100,15 @@ fn printer(group: &str, kind: &str) -> Option<(Vec<Column>, Cells)> {
             endpoint_slice,
         ),
         ("", "ConfigMap") => (vec![n(), string("Data", "Number of entries."), a()], config_map),
-        ("", "Secret") => {
-            (vec![n(), string("Type", "Facilitates programmatic handling of the data."), string("Data", "Number of entries."), a()], secret)
-        }
+        ("", "Secret") => (
+            vec![
+                n(),
+                string("Type", "Facilitates programmatic handling of the data."),
+                string("Data", "Number of entries."),
+                a(),
+            ],
+            secret,
+        ),
         ("", "Namespace") => (vec![n(), string("Status", "The status of the namespace"), a()], namespace),
         ("", "Node") => (
             vec![
@@ -129,7 +141,9 @@ fn printer(group: &str, kind: &str) -> Option<(Vec<Column>, Cells)> {
             event,
         ),
         ("", "ServiceAccount") => (vec![n(), a()], plain),
-        ("coordination.k8s.io", "Lease") => (vec![n(), string("Holder", "The identity of the holder of a current lease."), a()], lease),
+        ("coordination.k8s.io", "Lease") => {
+            (vec![n(), string("Holder", "The identity of the holder of a current lease."), a()], lease)
+        }
         ("autoscaling", "HorizontalPodAutoscaler") => (
             vec![
                 n(),
@@ -379,7 +393,8 @@ fn autoscaler(object: &Value, now: Timestamp) -> Vec<Value> {
         };
         let now = current.get(index).and_then(|c| c.get(source)?.get("current")).and_then(shown);
         let wanted = metric.get(source).and_then(|m| m.get("target")).and_then(shown);
-        let label = metric.pointer("/resource/name").and_then(Value::as_str).map(|n| format!("{n}: ")).unwrap_or_default();
+        let label =
+            metric.pointer("/resource/name").and_then(Value::as_str).map(|n| format!("{n}: ")).unwrap_or_default();
         format!("{label}{}/{}", now.as_deref().unwrap_or("<unknown>"), wanted.as_deref().unwrap_or("<unknown>"))
     });
     let targets = targets.collect::<Vec<_>>().join(", ");
@@ -387,7 +402,8 @@ fn autoscaler(object: &Value, now: Timestamp) -> Vec<Value> {
         Some(minimum) => minimum.to_string(),
         None => "<unset>".to_owned(),
     };
-    let reference = format!("{}/{}", text(object, "/spec/scaleTargetRef/kind"), text(object, "/spec/scaleTargetRef/name"));
+    let reference =
+        format!("{}/{}", text(object, "/spec/scaleTargetRef/kind"), text(object, "/spec/scaleTargetRef/name"));
     vec![
         name(object),
         reference.into(),

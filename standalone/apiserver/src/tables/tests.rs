@@ -27,9 +27,7 @@ fn metadata(name: &str) -> Value {
 
 #[test]
 fn pods() {
-    let status = |ready: bool, state: Value, last: Value| {
-        json!({"name": "c", "ready": ready, "restartCount": 3, "state": state, "lastState": last})
-    };
+    let status = |ready: bool, state: Value, last: Value| json!({"name": "c", "ready": ready, "restartCount": 3, "state": state, "lastState": last});
     let pod = |statuses: Value, phase: &str, deleted: bool| {
         let mut pod = json!({
             "metadata": metadata("p"),
@@ -77,7 +75,8 @@ fn services() {
         shown(&cells("", "Service", plain)),
         "s | ClusterIP | 10.96.48.14 | <none> | 80/TCP,443:30443/TCP | 90s | a=1,b=2"
     );
-    let external = json!({"metadata": metadata("s"), "spec": {"type": "ExternalName", "externalName": "kourier", "ports": []}});
+    let external =
+        json!({"metadata": metadata("s"), "spec": {"type": "ExternalName", "externalName": "kourier", "ports": []}});
     assert_eq!(shown(&cells("", "Service", external)), "s | ExternalName | <none> | kourier | <none> | 90s | <none>");
 }
 

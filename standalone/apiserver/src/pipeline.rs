@@ -1,0 +1,460 @@
+//! The one way objects are written.
+//!
+//! load the latest -> apply the change -> identity and preconditions -> prune and default -> strategy -> mutating admission -> prune and default ->
+//! validate -> validating admission -> no-op check and generation -> commit, or again when somebody else was faster. Create, update, every
+//! patch type, status, scale and finalize differ only in the change. Everything here is synchronous: the store is memory.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use store::{Change, Expected, Object};
+
+use crate::admission::{AdmissionRequest, Operation};
+use crate::core::{Call, Core, FieldValidation, Written};
+use crate::errors::{FieldError, Status};
+use crate::metadata;
+use crate::names;
+use crate::registry::Kind;
+
+/// Names are drawn again this often when a generated one is taken.
+const GENERATE_ATTEMPTS: usize = 8;
+
+/// Makes the wanted object from the present one (for `/scale`: from and to a Scale).
+pub(crate) type ChangeFn<'a> = &'a dyn Fn(&Value) -> Result<Value, Status>;
+
+/// How a body may be refused for unknown fields: as a whole on create and update, as a patch otherwise.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    Object { duplicates: &'a [String] },
+    Patch { body: &'a [u8] },
+}
+
+// === impl Core ===
+
+impl Core {
+    pub(crate) fn create(&self, call: &Call, mut object: Value, duplicates: &[String]) -> Result<Written, Status> {
+        let kind = &*call.kind;
+        check_type(kind, &mut object)?;
+        if !metadata::resource_version(&object).is_empty() {
+            let message = "resourceVersion should not be set on objects to be created";
+            return Err(Status::new(http::StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message));
+        }
+        check_place(call, &object)?;
+        if !kind.custom {
+            metadata::drop_nulls(&mut object);
+        }
+        let mut warnings = Vec::new();
+        self.shape(call, &mut object, Source::Object { duplicates }, &mut warnings)?;
+        to_stored(kind, &mut object);
+        let prefix = metadata::text(&object, "/metadata/generateName").to_owned();
+        let generated = metadata::name(&object).is_empty() && !prefix.is_empty();
+        for attempt in 1.. {
+            let mut object = object.clone();
+            if generated {
+                metadata::fields(&mut object).insert("name".into(), metadata::generate_name(&prefix).into());
+            }
+            match self.create_named(call, object, warnings.clone()) {
+                Err(status) if generated && status.reason == "AlreadyExists" && attempt < GENERATE_ATTEMPTS => {}
+                outcome => return outcome,
+            }
+        }
+        Err(Status::internal("no free generated name"))
+    }
+
+    fn create_named(&self, call: &Call, mut object: Value, mut warnings: Vec<String>) -> Result<Written, Status> {
+        let kind = &*call.kind;
+        let name = metadata::name(&object).to_owned();
+        self.check_namespace(call, &name)?;
+        let key = store::Key::new(&*call.namespace, &*name);
+        if let Some(found) = self.store.get(&kind.storage, &key) {
+            return Err(exists(kind, &name, &found));
+        }
+        start_metadata(call, &mut object);
+        if kind.has_status {
+            object.as_object_mut().map(|fields| fields.remove("status"));
+        }
+        self.with_context(call, &name, |context| {
+            kind.strategy.default(&mut object);
+            kind.strategy.prepare_create(context, &mut object)
+        })?;
+        self.admit(call, Operation::Create, &name, &mut object, None)?;
+        warnings.extend(self.check(call, Operation::Create, &name, &object, None)?);
+        if call.dry_run {
+            return Ok(Written::computed(object, None, warnings));
+        }
+        let observe = |old: Option<&Value>, new: Option<&Value>| kind.strategy.observe(old, new);
+        match self.store.commit(&kind.storage, &key, Expected::Absent, Change::Put(object), &observe) {
+            Ok(stored) => Ok(Written::stored(stored, warnings)),
+            Err(error) => match error.found {
+                Some(found) => Err(exists(kind, &name, &found)),
+                None => Err(Status::internal(error)),
+            },
+        }
+    }
+
+    /// Every write to an object that exists.
+    pub(crate) fn modify(&self, call: &Call, change: ChangeFn<'_>, source: Source<'_>) -> Result<Written, Status> {
+        let kind = &*call.kind;
+        loop {
+            let old = self.get(call)?;
+            let mut object = change(&in_version(kind, &old.value))?;
+            check_type(kind, &mut object)?;
+            check_place(call, &object)?;
+            check_preconditions(call, &old, &object, &source)?;
+            if !kind.custom {
+                metadata::drop_nulls(&mut object);
+            }
+            let mut warnings = Vec::new();
+            metadata::restore(&mut object, &old.value);
+            self.shape(call, &mut object, source, &mut warnings)?;
+            to_stored(kind, &mut object);
+            object["apiVersion"] = old.value["apiVersion"].clone();
+            keep_the_rest(call, &mut object, &old.value);
+            if object == *old.value {
+                return Ok(Written::unchanged(old, warnings));
+            }
+            self.with_context(call, &call.name, |context| {
+                kind.strategy.default(&mut object);
+                kind.strategy.prepare_update(context, &mut object, &old.value)
+            })?;
+            if call.subresource != "scale" {
+                self.admit(call, Operation::Update, &call.name, &mut object, Some(&old.value))?;
+            }
+            metadata::restore(&mut object, &old.value);
+            if object == *old.value {
+                return Ok(Written::unchanged(old, warnings));
+            }
+            warnings.extend(self.check(call, Operation::Update, &call.name, &object, Some(&old.value))?);
+            if kind.has_generation && spec_differs(kind, &object, &old.value) {
+                bump_generation(&mut object);
+            }
+            let gone = ends_with_update(kind, &object, &old.value);
+            if call.dry_run {
+                return Ok(Written::computed(object, None, warnings));
+            }
+            let observe = |old: Option<&Value>, new: Option<&Value>| kind.strategy.observe(old, new);
+            let expected = Expected::Revision(old.revision);
+            let (change, last) = if gone { (Change::Delete, Some(object)) } else { (Change::Put(object), None) };
+            match self.store.commit(&kind.storage, &call.key(), expected, change, &observe) {
+                Ok(stored) => match last {
+                    Some(last) => return Ok(Written::computed(last, Some(stored.revision), warnings)),
+                    None => return Ok(Written::stored(stored, warnings)),
+                },
+                // Somebody was faster: the change sees the new object, and a precondition of the caller fails there.
+                Err(_) => continue,
+            }
+        }
+    }
+
+    /// Removes and reports unknown fields, and sets defaults.
+    fn shape(
+        &self,
+        call: &Call,
+        object: &mut Value,
+        source: Source<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Status> {
+        let kind = &*call.kind;
+        let mut found: Vec<String> = Vec::new();
+        if let Some(schema) = &kind.schema {
+            if let Some(why) = schema.decode_error(object) {
+                let (name, version) = (&kind.kind, &kind.version);
+                return Err(Status::bad_request(format!(
+                    "{name} in version {version:?} cannot be handled as a {name}: {why}"
+                )));
+            }
+            let unknown = schema.unknown_fields(object, true);
+            found.extend(unknown.iter().map(|field| format!("unknown field {field:?}")));
+        }
+        if let Source::Object { duplicates } = source {
+            found.extend(duplicates.iter().map(|field| format!("duplicate field {field:?}")));
+        }
+        if !found.is_empty() && call.subresource.is_empty() {
+            match (call.fields, source) {
+                (FieldValidation::Ignore, _) => {}
+                (FieldValidation::Warn, _) => warnings.extend(found),
+                (FieldValidation::Strict, Source::Object { .. }) => {
+                    return Err(Status::bad_request(format!(
+                        "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
+                        kind.kind,
+                        kind.version,
+                        kind.kind,
+                        found.join(", ")
+                    )));
+                }
+                (FieldValidation::Strict, Source::Patch { body }) => {
+                    let detail = format!("strict decoding error: {}", found.join(", "));
+                    let error = FieldError::invalid("patch", &String::from_utf8_lossy(body).into(), &detail);
+                    return Err(Status::invalid(kind, "", &[error]));
+                }
+            }
+        }
+        if let Some(schema) = &kind.schema {
+            schema.default(object);
+        }
+        Ok(())
+    }
+
+    fn admit(
+        &self,
+        call: &Call,
+        operation: Operation,
+        name: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        if self.admission.is_empty() {
+            return Ok(());
+        }
+        let request = admission_request(call, operation, name, old);
+        for one in &self.admission {
+            one.mutate(&request, object)?;
+        }
+        if let Some(schema) = &call.kind.schema {
+            schema.unknown_fields(object, true);
+            schema.default(object);
+        }
+        call.kind.strategy.default(object);
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        call: &Call,
+        operation: Operation,
+        name: &str,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<Vec<String>, Status> {
+        let kind = &*call.kind;
+        let mut errors = metadata::validate(object);
+        if old.is_none() {
+            let valid = if kind.custom { names::subdomain(name) } else { names::path_segment(name) };
+            errors.extend(valid.err().map(|why| FieldError::invalid("metadata.name", &name.into(), &why)));
+        }
+        if let Some(old) = old.filter(|old| metadata::deleting(old)) {
+            let before = metadata::finalizers(old);
+            let added: Vec<&str> =
+                metadata::finalizers(object).into_iter().filter(|one| !before.contains(one)).collect();
+            if !added.is_empty() {
+                let detail = format!(
+                    "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+                );
+                errors.push(FieldError::forbidden("metadata.finalizers", &detail));
+            }
+        }
+        if let Some(schema) = &kind.schema {
+            errors.extend(schema.validate(object));
+        }
+        errors.extend(self.with_context(call, name, |context| kind.strategy.validate(context, object, old)));
+        if !errors.is_empty() {
+            return Err(Status::invalid(kind, name, &errors));
+        }
+        let mut warnings = Vec::new();
+        if call.subresource != "scale" {
+            let request = admission_request(call, operation, name, old);
+            for one in &self.admission {
+                warnings.extend(one.validate(&request, object)?);
+            }
+        }
+        Ok(warnings)
+    }
+
+    fn check_namespace(&self, call: &Call, name: &str) -> Result<(), Status> {
+        if !call.kind.namespaced() {
+            return Ok(());
+        }
+        let Some(namespace) = self.store.get("namespaces", &store::Key::new("", &*call.namespace)) else {
+            let namespaces = Kind::new("", "v1", "Namespace", "namespaces", crate::registry::Scope::Cluster);
+            return Err(Status::not_found(&namespaces, &call.namespace));
+        };
+        if metadata::deleting(&namespace.value) {
+            return Err(Status::namespace_terminating(&call.kind, name, &call.namespace));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn admission_request<'a>(
+    call: &'a Call,
+    operation: Operation,
+    name: &'a str,
+    old: Option<&'a Value>,
+) -> AdmissionRequest<'a> {
+    AdmissionRequest {
+        operation,
+        group: &call.kind.group,
+        version: &call.kind.version,
+        resource: &call.kind.plural,
+        kind: &call.kind.kind,
+        namespace: &call.namespace,
+        name,
+        subresource: &call.subresource,
+        user: &call.identity.user,
+        old,
+        dry_run: call.dry_run,
+    }
+}
+
+/// The object as this version of the API shows it: custom resources only change their apiVersion, some built-in kinds more.
+pub(crate) fn in_version<'a>(kind: &Kind, object: &'a Value) -> Cow<'a, Value> {
+    if shown_as_stored(kind, object) {
+        return Cow::Borrowed(object);
+    }
+    let mut object = object.clone();
+    match kind.convert {
+        Some(convert) => (convert.from_stored)(&mut object),
+        None => object["apiVersion"] = kind.api_version().into(),
+    }
+    Cow::Owned(object)
+}
+
+/// Whether the stored text of an object can be sent as it is.
+pub(crate) fn shown_as_stored(kind: &Kind, object: &Value) -> bool {
+    let api_version = metadata::text(object, "/apiVersion");
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    kind.convert.is_none() && group == kind.group && version == kind.version
+}
+
+fn to_stored(kind: &Kind, object: &mut Value) {
+    if let Some(convert) = kind.convert {
+        (convert.to_stored)(object);
+    }
+}
+
+/// One higher; absent counts as nothing.
+pub(crate) fn bump_generation(object: &mut Value) {
+    let generation = object.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default();
+    metadata::fields(object).insert("generation".into(), (generation + 1).into());
+}
+
+/// apiVersion and kind are the resource's; built-ins may leave them out.
+fn check_type(kind: &Kind, object: &mut Value) -> Result<(), Status> {
+    let Some(fields) = object.as_object_mut() else {
+        return Err(Status::bad_request(format!("the body must be an object of kind {}", kind.kind)));
+    };
+    let api_version = kind.api_version();
+    let given = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
+    if !given("kind").is_empty() && given("kind") != kind.kind {
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): its kind is {:?}",
+            kind.kind,
+            given("kind")
+        )));
+    }
+    if kind.custom && given("kind").is_empty() {
+        return Err(Status::bad_request("Object 'Kind' is missing in the body"));
+    }
+    if !given("apiVersion").is_empty() && given("apiVersion") != api_version {
+        let given = given("apiVersion");
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({given}) does not match the expected API version ({api_version})"
+        )));
+    }
+    fields.insert("kind".into(), (&*kind.kind).into());
+    fields.insert("apiVersion".into(), api_version.into());
+    Ok(())
+}
+
+/// Name and namespace agree with the URL.
+fn check_place(call: &Call, object: &Value) -> Result<(), Status> {
+    let name = metadata::name(object);
+    if !call.name.is_empty() && !name.is_empty() && name != call.name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.name
+        )));
+    }
+    let namespace = metadata::namespace(object);
+    if call.kind.namespaced() && !namespace.is_empty() && namespace != call.namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    if !call.kind.namespaced() && !namespace.is_empty() {
+        return Err(Status::bad_request("namespace is not allowed on this type: it is cluster-scoped"));
+    }
+    Ok(())
+}
+
+/// A resourceVersion or uid in what the client sends must be the stored one.
+fn check_preconditions(call: &Call, old: &Object, object: &Value, source: &Source<'_>) -> Result<(), Status> {
+    let uid = metadata::uid(object);
+    if !uid.is_empty() && uid != old.uid() {
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid());
+        return Err(Status::conflict(&call.kind, &call.name, &why));
+    }
+    match metadata::resource_version(object) {
+        "" | "0" if call.kind.custom && call.subresource != "scale" && matches!(source, Source::Object { .. }) => {
+            let error = FieldError::invalid("metadata.resourceVersion", &0.into(), "must be specified for an update");
+            Err(Status::invalid(&call.kind, &call.name, &[error]))
+        }
+        "" | "0" => Ok(()),
+        version if version == old.revision.to_string() => Ok(()),
+        _ => Err(Status::modified(&call.kind, &call.name)),
+    }
+}
+
+/// A subresource changes only its part; the main path does not change status where `/status` exists.
+fn keep_the_rest(call: &Call, object: &mut Value, old: &Value) {
+    let part = |from: &Value, to: &mut Value, field: &str| match from.get(field) {
+        Some(value) => to[field] = value.clone(),
+        None => drop(to.as_object_mut().map(|fields| fields.remove(field))),
+    };
+    match &*call.subresource {
+        "status" => {
+            let mut next = old.clone();
+            part(object, &mut next, "status");
+            *object = next;
+        }
+        "finalize" => {
+            let mut next = old.clone();
+            next["spec"]["finalizers"] = object.pointer("/spec/finalizers").cloned().unwrap_or_else(|| json!([]));
+            *object = next;
+        }
+        "binding" => {}
+        _ if call.kind.has_status => part(old, object, "status"),
+        _ => {}
+    }
+}
+
+fn start_metadata(call: &Call, object: &mut Value) {
+    let metadata = metadata::fields(object);
+    for name in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        metadata.remove(name);
+    }
+    metadata::tidy(metadata);
+    metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    metadata.insert("creationTimestamp".into(), metadata::timestamp(call.now).into());
+    if call.kind.namespaced() {
+        metadata.insert("namespace".into(), (&*call.namespace).into());
+    }
+    if call.kind.has_generation {
+        metadata.insert("generation".into(), 1.into());
+    }
+}
+
+fn exists(kind: &Kind, name: &str, found: &Arc<Object>) -> Status {
+    let mut status = Status::already_exists(kind, name);
+    if metadata::deleting(&found.value) {
+        status.message = format!("object is being deleted: {}", status.message);
+    }
+    status
+}
+
+/// Anything outside metadata, and outside status where it is a subresource.
+fn spec_differs(kind: &Kind, new: &Value, old: &Value) -> bool {
+    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return false };
+    let counts = |name: &str| name != "metadata" && name != "apiVersion" && !(kind.has_status && name == "status");
+    new.keys().chain(old.keys()).filter(|name| counts(name)).any(|name| new.get(name) != old.get(name))
+}
+
+/// The last finalizer is gone from an object that only waited for that.
+fn ends_with_update(kind: &Kind, object: &Value, old: &Value) -> bool {
+    let graceful =
+        object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default() > 0;
+    let held = kind.storage == "namespaces"
+        && object.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    metadata::deleting(old) && metadata::finalizers(object).is_empty() && !graceful && !held
+}

@@ -1,0 +1,375 @@
+//! The server: opened once, reached in process or over the network.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::{Request, Response};
+use serde_json::Value;
+use store::{Key, Store};
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::body::{self, Body};
+use crate::core::{Call, Core, FieldValidation, Identity};
+use crate::errors::Status;
+use crate::handler::Origin;
+use crate::logs::{LogHolder, LogSource};
+use crate::metadata;
+use crate::registry::{Kind, Kinds, Registry};
+
+/// Who the in-process clients are unless they say otherwise: the controllers of Serving.
+const IN_PROCESS: &str = "system:serviceaccount:knative-serving:controller";
+
+pub struct Options {
+    /// The directory of the database. None: in memory, gone with the process.
+    pub data: Option<PathBuf>,
+    /// In order; see [`Admission`].
+    pub admission: Vec<Arc<dyn Admission>>,
+    /// Where pod logs come from; may also be given later with [`Server::set_logs`].
+    pub logs: Option<Arc<dyn LogSource>>,
+    /// What `/version` says.
+    pub version: String,
+    /// Where clusterIPs are taken from.
+    pub service_cidr: String,
+    /// Further kinds, beside the built-in ones.
+    pub kinds: Vec<Kind>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot create the data directory {path}: {source}")]
+    Directory { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] store::DiskError),
+    #[error("cannot read the manifest: {0}")]
+    Manifest(String),
+    #[error("cannot apply {what}: {status}")]
+    Apply { what: String, status: Box<Status> },
+}
+
+/// Cheap to clone; all clones are one server.
+#[derive(Clone)]
+pub struct Server {
+    pub(crate) core: Arc<Core>,
+}
+
+/// The API as a tower service with a fixed identity, for clients in this process.
+#[derive(Clone)]
+pub struct Service {
+    core: Arc<Core>,
+    origin: Origin,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            data: None,
+            admission: Vec::new(),
+            logs: None,
+            version: "v1.34.1".to_owned(),
+            service_cidr: "10.96.0.0/16".to_owned(),
+            kinds: Vec::new(),
+        }
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Opens the store, registers the kinds of the stored custom resource definitions, and makes the boot objects that are missing.
+    pub async fn open(options: Options) -> Result<Self, Error> {
+        let path = match &options.data {
+            Some(directory) => {
+                std::fs::create_dir_all(directory)
+                    .map_err(|source| Error::Directory { path: directory.display().to_string(), source })?;
+                Some(directory.join("objects.redb"))
+            }
+            None => None,
+        };
+        let store = Store::open(store::Options { path })?;
+        let kinds = Kinds::new(Registry::new(builtin(&options)));
+        let core = Arc::new(Core {
+            store,
+            kinds,
+            admission: options.admission,
+            logs: ArcSwapOption::empty(),
+            tokens: crate::auth::Tokens::default(),
+            version: options.version,
+            stop: CancellationToken::new(),
+        });
+        core.register_stored();
+        core.observe_stored();
+        let server = Self { core };
+        for object in boot_objects() {
+            server.ensure(&object)?;
+        }
+        if let Some(logs) = options.logs {
+            server.set_logs(logs);
+        }
+        Ok(server)
+    }
+
+    /// Who answers `/log` of pods.
+    pub fn set_logs(&self, logs: Arc<dyn LogSource>) {
+        self.core.logs.store(Some(Arc::new(LogHolder(logs))));
+    }
+
+    /// A client without sockets, as the controllers of Serving. Writes are acknowledged after the memory commit.
+    pub fn client(&self) -> kube::Client {
+        self.client_as(Identity::new(IN_PROCESS, &["system:serviceaccounts", "system:masters", "system:authenticated"]))
+    }
+
+    pub fn client_as(&self, identity: Identity) -> kube::Client {
+        kube::Client::new(self.service_as(identity), "default")
+    }
+
+    pub fn service(&self) -> Service {
+        self.service_as(Identity::new(IN_PROCESS, &["system:masters", "system:authenticated"]))
+    }
+
+    pub fn service_as(&self, identity: Identity) -> Service {
+        Service { core: Arc::clone(&self.core), origin: Origin { identity: Arc::new(identity), durable: false } }
+    }
+
+    /// Creates the objects of a manifest (YAML documents, Lists included) or updates them, as an administrator would; definitions of custom
+    /// resources are served when it returns.
+    pub fn apply_manifest(&self, yaml: &str) -> Result<(), Error> {
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(yaml).map_err(|error| Error::Manifest(error.to_string()))?;
+        for document in documents {
+            self.apply_document(document)?;
+        }
+        Ok(())
+    }
+
+    fn apply_document(&self, document: Value) -> Result<(), Error> {
+        match document {
+            Value::Null => Ok(()),
+            Value::Object(mut list) if list.get("kind").and_then(Value::as_str).is_some_and(|kind| kind == "List") => {
+                let items = list.remove("items").unwrap_or_default();
+                items.as_array().into_iter().flatten().try_for_each(|item| self.apply_document(item.clone()))
+            }
+            object => self.apply(&object),
+        }
+    }
+
+    /// Creates an object, or merges it over the present one.
+    pub fn apply(&self, object: &Value) -> Result<(), Error> {
+        let what = format!("{} {}", metadata::text(object, "/kind"), metadata::name(object));
+        self.core.apply(object).map_err(|status| Error::Apply { what, status: Box::new(status) })
+    }
+
+    /// Creates an object unless it is there.
+    pub fn ensure(&self, object: &Value) -> Result<(), Error> {
+        let what = format!("{} {}", metadata::text(object, "/kind"), metadata::name(object));
+        self.core.ensure(object).map_err(|status| Error::Apply { what, status: Box::new(status) })
+    }
+
+    /// Ends watches and listeners and waits until everything is on disk.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.core.stop.cancel();
+        Ok(self.core.store.durable(self.core.store.revision()).await?)
+    }
+}
+
+fn builtin(options: &Options) -> Vec<Kind> {
+    let mut kinds = basic();
+    kinds.extend(options.kinds.iter().cloned());
+    kinds.push(crate::crd::kind());
+    kinds
+}
+
+fn basic() -> Vec<Kind> {
+    use crate::registry::{ScalePaths, Scope, Subresource};
+    let table: [(&str, &str, &str, &str, Scope, bool, bool); 20] = [
+        ("", "v1", "Namespace", "namespaces", Scope::Cluster, false, true),
+        ("", "v1", "Pod", "pods", Scope::Namespaced, true, true),
+        ("", "v1", "Service", "services", Scope::Namespaced, false, true),
+        ("", "v1", "Endpoints", "endpoints", Scope::Namespaced, false, false),
+        ("", "v1", "ConfigMap", "configmaps", Scope::Namespaced, false, false),
+        ("", "v1", "Secret", "secrets", Scope::Namespaced, false, false),
+        ("", "v1", "ServiceAccount", "serviceaccounts", Scope::Namespaced, false, false),
+        ("", "v1", "Event", "events", Scope::Namespaced, false, false),
+        ("", "v1", "Node", "nodes", Scope::Cluster, false, true),
+        ("apps", "v1", "Deployment", "deployments", Scope::Namespaced, true, true),
+        ("apps", "v1", "ReplicaSet", "replicasets", Scope::Namespaced, true, true),
+        ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", Scope::Namespaced, true, false),
+        ("coordination.k8s.io", "v1", "Lease", "leases", Scope::Namespaced, false, false),
+        ("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", Scope::Namespaced, false, true),
+        ("rbac.authorization.k8s.io", "v1", "Role", "roles", Scope::Namespaced, false, false),
+        ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", Scope::Namespaced, false, false),
+        ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", Scope::Cluster, false, false),
+        ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", Scope::Cluster, false, false),
+        (
+            "admissionregistration.k8s.io",
+            "v1",
+            "MutatingWebhookConfiguration",
+            "mutatingwebhookconfigurations",
+            Scope::Cluster,
+            true,
+            false,
+        ),
+        (
+            "admissionregistration.k8s.io",
+            "v1",
+            "ValidatingWebhookConfiguration",
+            "validatingwebhookconfigurations",
+            Scope::Cluster,
+            true,
+            false,
+        ),
+    ];
+    let made = table.into_iter().map(|(group, version, name, plural, scope, has_generation, has_status)| {
+        let mut kind = Kind::new(group, version, name, plural, scope);
+        kind.has_generation = has_generation;
+        kind.has_status = has_status;
+        if group == "apps" {
+            kind.scale = Some(ScalePaths {
+                spec_replicas: "/spec/replicas".into(),
+                status_replicas: "/status/replicas".into(),
+                selector: Some("/spec/selector".into()),
+            });
+        }
+        if name == "Pod" {
+            let action = |name: &'static str, verb: &'static str| Subresource {
+                name: name.into(),
+                group: "".into(),
+                version: "v1".into(),
+                kind: "Pod".into(),
+                verbs: vec![verb.into()],
+            };
+            kind.subresources = vec![action("binding", "create"), action("eviction", "create"), action("log", "get")];
+            kind.field_labels = ["spec.nodeName", "status.phase"].map(crate::FieldLabel::dotted).to_vec();
+            kind.strategy = Arc::new(Graceful);
+        }
+        kind.strategic = Some(crate::strategic::builtin_lists);
+        crate::tables::builtin::install(&mut kind);
+        kind
+    });
+    made.collect()
+}
+
+struct Graceful;
+
+impl crate::Strategy for Graceful {
+    fn deletion_grace(&self, object: &Value, requested: Option<i64>) -> Option<i64> {
+        let running = !metadata::text(object, "/spec/nodeName").is_empty()
+            && !matches!(metadata::text(object, "/status/phase"), "Succeeded" | "Failed");
+        let default = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(30);
+        running.then(|| requested.unwrap_or(default))
+    }
+}
+
+/// What must exist before the first request.
+fn boot_objects() -> Vec<Value> {
+    let namespaces = ["default", "kube-system", "kube-public", "kube-node-lease", "knative-serving", "kourier-system"];
+    namespaces
+        .map(|name| {
+            serde_json::json!({
+                "apiVersion": "v1", "kind": "Namespace",
+                "metadata": { "name": name, "labels": { "kubernetes.io/metadata.name": name } },
+                "spec": { "finalizers": ["kubernetes"] }, "status": { "phase": "Active" },
+            })
+        })
+        .to_vec()
+}
+
+// === impl Core ===
+
+impl Core {
+    /// Tells the strategies what was on disk.
+    fn observe_stored(&self) {
+        for kind in self.kinds.load().kinds().iter().filter(|kind| kind.convert.is_none()) {
+            for object in self.store.list(&kind.storage, None).objects {
+                kind.strategy.observe(None, Some(&object.value));
+            }
+        }
+    }
+
+    pub(crate) fn administrator_call(&self, kind: &Arc<Kind>, namespace: &str, name: &str) -> Call {
+        Call {
+            kind: Arc::clone(kind),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            subresource: String::new(),
+            identity: Arc::new(Identity::new("system:apiserver", &["system:masters"])),
+            dry_run: false,
+            fields: FieldValidation::Ignore,
+            now: jiff::Timestamp::now(),
+        }
+    }
+
+    /// The kind of an object and where it belongs.
+    fn place<'a>(&self, object: &'a Value) -> Result<(Arc<Kind>, &'a str), Status> {
+        let (api_version, kind_name) = (metadata::text(object, "/apiVersion"), metadata::text(object, "/kind"));
+        let registry = self.kinds.load();
+        let Some(kind) = registry.by_kind(api_version, kind_name) else {
+            return Err(Status::bad_request(format!(
+                "no kind {kind_name:?} is registered for version {api_version:?}"
+            )));
+        };
+        let namespace = match (kind.namespaced(), metadata::namespace(object)) {
+            (false, _) => "",
+            (true, "") => "default",
+            (true, namespace) => namespace,
+        };
+        Ok((Arc::clone(kind), namespace))
+    }
+
+    fn ensure(&self, object: &Value) -> Result<(), Status> {
+        let (kind, namespace) = self.place(object)?;
+        if self.store.get(&kind.storage, &Key::new(namespace, metadata::name(object))).is_some() {
+            return Ok(());
+        }
+        let call = self.administrator_call(&kind, namespace, "");
+        self.post(&call, body::Decoded { value: object.clone(), duplicates: Vec::new() }).map(drop)
+    }
+
+    fn apply(&self, object: &Value) -> Result<(), Status> {
+        let (kind, namespace) = self.place(object)?;
+        let call = self.administrator_call(&kind, namespace, "");
+        match self.post(&call, body::Decoded { value: object.clone(), duplicates: Vec::new() }) {
+            Err(status) if status.reason == "AlreadyExists" => {
+                let call = self.administrator_call(&kind, namespace, metadata::name(object));
+                let mut patch = object.clone();
+                patch.as_object_mut().map(|fields| fields.remove("status"));
+                let merge = |current: &Value| {
+                    let mut next = current.clone();
+                    json_patch::merge(&mut next, &patch);
+                    Ok(next)
+                };
+                let written = self.modify(&call, &merge, crate::pipeline::Source::Patch { body: b"" })?;
+                self.after_write(&call, &written);
+                Ok(())
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+}
+
+// === impl Service ===
+
+impl<B> tower::Service<Request<B>> for Service
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (core, origin) = (Arc::clone(&self.core), self.origin.clone());
+        Box::pin(async move { Ok(core.respond(request, origin).await) })
+    }
+}
