@@ -1,1 +1,16 @@
-//! The xDS discovery protocol: a pure state machine for delta and state-of-the-world streams, and its tonic binding.
+//! The xDS discovery protocol, without any knowledge of Kubernetes.
+//!
+//! * [`resource`]: what travels: kinds, versions from content, bodies encoded once.
+//! * [`core`]: the protocol as a pure state machine; requests and changes in, responses out. No IO, no clock.
+//! * [`server`]: the gRPC binding and the [`Xds`] handle that publishes and tells what gateways have accepted.
+
+pub mod core;
+pub mod resource;
+mod server;
+mod wire;
+
+pub use crate::{
+    core::{Change, Event, Settled},
+    resource::{Kind, Name, Resource, Version},
+    server::{Error, Server, Xds},
+};

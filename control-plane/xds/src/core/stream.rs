@@ -1,0 +1,369 @@
+//! One client's stream: what it subscribed to, what it holds, what it must still be told.
+//!
+//! Delta and state-of-the-world share all of it; they differ in how requests are read ([`requests`]) and in how a batch
+//! is written out ([`Stream::render`]). Virtual hosts either travel inside their table (then they are items of the
+//! `Route` subscription, which is what makes a refused table attributable to one host) or as resources of their own.
+
+mod requests;
+mod subscription;
+
+use std::sync::Arc;
+
+pub use self::requests::{DeltaRequest, WorldRequest};
+use self::subscription::{Flight, Item, Subscription, Target};
+use super::{
+    Event,
+    cache::{Cache, bounds, host_range},
+};
+use crate::{
+    resource::{Kind, Name, Resource, Version, table_of},
+    wire,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Delta,
+    /// State of the world.
+    World,
+}
+
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub kind: Kind,
+    pub protocol: Protocol,
+    pub nonce: u64,
+    pub version: Version,
+    pub resources: Vec<Arc<Resource>>,
+    pub removed: Vec<Name>,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    protocol: Protocol,
+    host_discovery: bool,
+    pub(super) node: String,
+    subs: [Subscription; 6],
+    nonce: u64,
+}
+
+/// Removals: what refers to something goes before what it refers to.
+const REMOVAL_ORDER: [Kind; 6] =
+    [Kind::VirtualHost, Kind::Route, Kind::Listener, Kind::Secret, Kind::Cluster, Kind::Endpoints];
+
+// === impl Stream ===
+
+impl Stream {
+    pub(super) fn new(protocol: Protocol, host_discovery: bool) -> Self {
+        Stream { protocol, host_discovery, node: String::new(), subs: Default::default(), nonce: 0 }
+    }
+
+    /// Where a resource is an item on this stream.
+    fn home(&self, kind: Kind) -> Kind {
+        if kind == Kind::VirtualHost && !self.host_discovery { Kind::Route } else { kind }
+    }
+
+    fn wants(&self, kind: Kind, name: &str) -> bool {
+        let sub = &self.subs[kind as usize];
+        sub.wildcard || sub.names.contains(name) || table_of(name).is_some_and(|table| sub.names.contains(table))
+    }
+
+    /// A published resource changed.
+    pub(super) fn touch(&mut self, kind: Kind, name: &Name, cache: &Cache) {
+        let kind = self.home(kind);
+        let exists = cache.get(kind, name).is_some();
+        if !exists {
+            self.subs[kind as usize].expected.remove(name);
+        }
+        if self.wants(kind, name) {
+            self.subs[kind as usize].mark(name, exists, cache.revision());
+        }
+    }
+
+    pub(super) fn is_gateway(&self) -> bool {
+        self.subs[Kind::Listener as usize].started
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        self.subs.iter().any(|sub| sub.flight.is_none() && (!sub.dirty.is_empty() || !sub.gone.is_empty()))
+    }
+
+    /// The first revision that is not in force here yet.
+    pub(super) fn unsettled(&self) -> u64 {
+        self.subs.iter().map(Subscription::unsettled).min().unwrap_or(u64::MAX)
+    }
+
+    /// Additions of this kind must be older than this: everything earlier in the order that is as old or older than
+    /// they are has to be acknowledged first. What was asked for by name because of its parent need not wait.
+    fn barrier(&self, kind: Kind) -> u64 {
+        if matches!(kind, Kind::Endpoints | Kind::Secret) {
+            return u64::MAX;
+        }
+        self.subs[..kind as usize].iter().map(Subscription::unsettled).min().unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn next(&mut self, cache: &mut Cache) -> Option<Response> {
+        for kind in Kind::ALL {
+            let sub = &self.subs[kind as usize];
+            if !sub.started || sub.flight.is_some() {
+                continue;
+            }
+            let items = self.additions(kind, cache);
+            let greet = kind.is_whole() && !self.subs[kind as usize].greeted && self.barrier(kind) == u64::MAX;
+            if (!items.is_empty() || greet)
+                && let Some(response) = self.send(kind, items, cache)
+            {
+                return Some(response);
+            }
+        }
+        for kind in REMOVAL_ORDER {
+            let sub = &self.subs[kind as usize];
+            if sub.started && sub.flight.is_none() && !sub.gone.is_empty() {
+                let items = self.removals(kind);
+                if !items.is_empty()
+                    && let Some(response) = self.send(kind, items, cache)
+                {
+                    return Some(response);
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes out of the subscription what can be added or changed now. A host that goes is a change of its table: it
+    /// leaves together with additions, so that a domain can move from one host to another at once.
+    fn additions(&mut self, kind: Kind, cache: &Cache) -> Vec<Item> {
+        let barrier = self.barrier(kind);
+        loop {
+            let sub = &mut self.subs[kind as usize];
+            let part = sub.parts.pop_front();
+            let allowed = |name: &Name| part.as_ref().is_none_or(|part| part.contains(name));
+            let mut items = Vec::new();
+            let names: Vec<Name> = sub
+                .dirty
+                .iter()
+                .filter(|(name, mark)| mark.last < barrier && allowed(name))
+                .map(|(name, _)| name.clone())
+                .collect();
+            let mut postponed = false;
+            if part.is_some() {
+                postponed = sub.dirty.iter().any(|(name, mark)| mark.last >= barrier && allowed(name));
+            }
+            for name in names {
+                let mark = sub.dirty.remove(&name).expect("listed above");
+                match sub.target(kind, &name, cache) {
+                    Target::Offer(resource) if mark.force || !sub.holds(&name, resource.version) => {
+                        items.push(Item { name, offer: Some(resource), first: mark.first, last: mark.last });
+                    }
+                    _ => {}
+                }
+            }
+            if matches!(kind, Kind::Route | Kind::VirtualHost) {
+                let gone: Vec<Name> = sub
+                    .gone
+                    .iter()
+                    .filter(|(name, revision)| table_of(name).is_some() && **revision < barrier)
+                    .map(|(name, _)| name.clone())
+                    .collect();
+                for name in gone {
+                    let revision = sub.gone.remove(&name).expect("listed above");
+                    items.push(Item { name, offer: None, first: revision, last: revision });
+                }
+            }
+            match part {
+                Some(part) if postponed && items.is_empty() => {
+                    sub.parts.push_front(part);
+                    return items;
+                }
+                Some(_) if items.is_empty() => {}
+                _ => return items,
+            }
+        }
+    }
+
+    fn removals(&mut self, kind: Kind) -> Vec<Item> {
+        let additions = self.subs.iter().map(Subscription::unsettled).min().unwrap_or(u64::MAX);
+        let earlier = REMOVAL_ORDER.iter().take_while(|other| **other != kind);
+        let before = earlier.filter_map(|other| self.subs[*other as usize].gone.values().min()).min();
+        let limit = additions.min(before.copied().unwrap_or(u64::MAX));
+        let sub = &mut self.subs[kind as usize];
+        let names: Vec<Name> =
+            sub.gone.iter().filter(|(_, revision)| **revision < limit || **revision == 0).map(|(n, _)| n.clone()).collect();
+        let take = |name: Name| {
+            let revision = sub.gone.remove(&name).expect("listed above");
+            Item { name, offer: None, first: revision, last: revision }
+        };
+        names.into_iter().map(take).collect()
+    }
+
+    /// Puts items in flight. Nothing is sent when the protocol cannot say it (a removal from a partial world).
+    fn send(&mut self, kind: Kind, items: Vec<Item>, cache: &mut Cache) -> Option<Response> {
+        let Some((resources, removed)) = self.render(kind, &items, cache) else {
+            let sub = &mut self.subs[kind as usize];
+            for item in items {
+                if item.offer.is_none() {
+                    sub.held.remove(&item.name);
+                }
+            }
+            return None;
+        };
+        let mut resend = Vec::new();
+        for item in &items {
+            let Some(offer) = &item.offer else { continue };
+            for (child, name) in &offer.requires {
+                if self.wants(*child, name) {
+                    // A changed cluster waits for its endpoints again, although the client subscribed to them before.
+                    if *child == Kind::Endpoints {
+                        resend.push((name.clone(), item.first, item.last));
+                    }
+                } else if cache.get(*child, name).is_some() {
+                    self.subs[*child as usize].expected.insert(name.clone(), item.first);
+                }
+            }
+        }
+        self.nonce += 1;
+        let nonce = self.nonce;
+        let sub = &mut self.subs[kind as usize];
+        sub.greeted = true;
+        sub.flight = Some(Flight { nonce, items, resend });
+        let version = resources.iter().fold(Version::of(&kind.type_url()), |v, r| v.join(&r.name, r.version));
+        Some(Response { kind, protocol: self.protocol, nonce, version, resources, removed })
+    }
+
+    fn render(&self, kind: Kind, items: &[Item], cache: &mut Cache) -> Option<(Vec<Arc<Resource>>, Vec<Name>)> {
+        let sub = &self.subs[kind as usize];
+        let world = self.protocol == Protocol::World;
+        let removed = |items: &[Item]| -> Vec<Name> {
+            items.iter().filter(|item| item.offer.is_none()).map(|item| item.name.clone()).collect()
+        };
+        if kind == Kind::Route {
+            return self.render_tables(items, cache);
+        }
+        if world && kind.is_whole() {
+            let mut all = sub.held_resources();
+            for item in items {
+                match &item.offer {
+                    Some(offer) => all.insert(item.name.clone(), offer.clone()),
+                    None => all.remove(&item.name),
+                };
+            }
+            return Some((all.into_values().collect(), Vec::new()));
+        }
+        let offers: Vec<Arc<Resource>> = items.iter().filter_map(|item| item.offer.clone()).collect();
+        if world {
+            return (!offers.is_empty()).then_some((offers, Vec::new()));
+        }
+        Some((offers, removed(items)))
+    }
+
+    fn render_tables(&self, items: &[Item], cache: &mut Cache) -> Option<(Vec<Arc<Resource>>, Vec<Name>)> {
+        let sub = &self.subs[Kind::Route as usize];
+        let mut tables: Vec<&str> = items.iter().map(|item| table_of(&item.name).unwrap_or(&item.name)).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        let mut resources = Vec::new();
+        let mut removed = Vec::new();
+        for table in tables {
+            let own = items.iter().find(|item| &*item.name == table);
+            let base = match own {
+                Some(Item { offer: None, name, .. }) => {
+                    removed.push(name.clone());
+                    continue;
+                }
+                Some(Item { offer: Some(offer), .. }) => offer.clone(),
+                None => match sub.held.get(table).and_then(|held| held.resource.clone()) {
+                    Some(base) => base,
+                    None => continue,
+                },
+            };
+            if self.host_discovery {
+                let mut discovered = Resource::clone(&base);
+                discovered.body = [&base.body[..], wire::VHDS].concat().into();
+                resources.push(Arc::new(discovered));
+                continue;
+            }
+            let mut hosts: std::collections::BTreeMap<&str, &Arc<Resource>> = sub
+                .held
+                .range::<str, _>(bounds(&host_range(table)))
+                .filter_map(|(name, held)| Some((&**name, held.resource.as_ref()?)))
+                .collect();
+            for item in items.iter().filter(|item| table_of(&item.name) == Some(table)) {
+                match &item.offer {
+                    Some(offer) => hosts.insert(&item.name, offer),
+                    None => hosts.remove(&*item.name),
+                };
+            }
+            let hosts: Vec<Arc<Resource>> = hosts.into_values().cloned().collect();
+            resources.push(cache.assemble(&base, &hosts));
+        }
+        if self.protocol == Protocol::World {
+            removed.clear();
+        }
+        (!resources.is_empty() || !removed.is_empty()).then_some((resources, removed))
+    }
+
+    fn acknowledge(&mut self, kind: Kind, flight: Flight, cache: &mut Cache, events: &mut Vec<Event>) {
+        for item in flight.items {
+            let wanted = self.wants(kind, &item.name);
+            let sub = &mut self.subs[kind as usize];
+            match item.offer {
+                Some(offer) => {
+                    if cache.accept(&offer) {
+                        events.push(Event::Recovered { kind: offer.kind, name: offer.name.clone() });
+                    }
+                    sub.refused.remove(&item.name);
+                    if wanted {
+                        sub.hold(item.name, offer);
+                    }
+                }
+                None => {
+                    sub.held.remove(&item.name);
+                }
+            }
+        }
+        for (name, first, last) in flight.resend {
+            if self.wants(Kind::Endpoints, &name) && cache.get(Kind::Endpoints, &name).is_some() {
+                self.subs[Kind::Endpoints as usize].force(&name, first, last);
+            }
+        }
+    }
+
+    /// Finds out which item was refused: the only one, the ones the message names, or by offering halves again.
+    fn refuse(&mut self, kind: Kind, flight: Flight, message: &str, cache: &mut Cache, events: &mut Vec<Event>) {
+        for item in &flight.items {
+            for (child, name) in item.offer.iter().flat_map(|offer| &offer.requires) {
+                self.subs[*child as usize].expected.remove(name);
+            }
+        }
+        let offers = flight.items.iter().filter(|item| item.offer.is_some()).count();
+        let named = |name: &str| offers == 1 || subscription::mentions(message, name);
+        let (guilty, rest): (Vec<Item>, Vec<Item>) =
+            flight.items.into_iter().partition(|item| item.offer.is_some() && named(&item.name));
+        let node = self.node.clone();
+        let sub = &mut self.subs[kind as usize];
+        for item in &guilty {
+            let offer = item.offer.as_ref().expect("partitioned on it");
+            cache.reject(kind, &item.name, offer.version);
+            sub.refused.insert(item.name.clone(), offer.version);
+            events.push(Event::Rejected {
+                kind: offer.kind,
+                name: item.name.clone(),
+                version: offer.version,
+                node: node.clone(),
+                message: message.to_owned(),
+            });
+            // What was accepted earlier, here or elsewhere, is still worth having.
+            sub.mark_at(&item.name, item.first, item.last);
+        }
+        if guilty.is_empty() {
+            sub.split(&rest);
+        }
+        for item in rest {
+            match item.offer {
+                Some(_) => sub.mark_at(&item.name, item.first, item.last),
+                None => {
+                    sub.gone.insert(item.name, item.first);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The book-keeping of one resource type on one stream.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use super::super::cache::Cache;
+use crate::resource::{Kind, Name, Resource, Version, table_of};
+
+#[derive(Debug, Default)]
+pub(super) struct Subscription {
+    /// The client has asked for this type.
+    pub(super) started: bool,
+    /// It got an answer, be it an empty one: a gateway waits for that when it starts.
+    pub(super) greeted: bool,
+    pub(super) wildcard: bool,
+    pub(super) names: BTreeSet<Name>,
+    pub(super) held: BTreeMap<Name, Held>,
+    /// Versions this client refused.
+    pub(super) refused: BTreeMap<Name, Version>,
+    /// Names whose content must be compared with what the client holds.
+    pub(super) dirty: BTreeMap<Name, Mark>,
+    /// Names the client holds that no longer exist; revision 0: it asked for what does not exist.
+    pub(super) gone: BTreeMap<Name, u64>,
+    /// Names the client will ask for because of something it was sent, with the revision of that.
+    pub(super) expected: BTreeMap<Name, u64>,
+    pub(super) flight: Option<Flight>,
+    /// After an ambiguous refusal: offer only these together.
+    pub(super) parts: VecDeque<BTreeSet<Name>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) version: Option<Version>,
+    /// Not known for what a client kept from before it connected.
+    pub(super) resource: Option<Arc<Resource>>,
+}
+
+/// The oldest and the newest change of a name that was not sent yet: the oldest decides what is settled, the newest
+/// what has to be in force before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mark {
+    pub(super) first: u64,
+    pub(super) last: u64,
+    /// Send even when the client holds this version.
+    pub(super) force: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) nonce: u64,
+    pub(super) items: Vec<Item>,
+    /// Endpoints to send again once this is accepted.
+    pub(super) resend: Vec<(Name, u64, u64)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) name: Name,
+    /// `None` is a removal.
+    pub(super) offer: Option<Arc<Resource>>,
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+pub(super) enum Target {
+    Offer(Arc<Resource>),
+    /// Everything there is was refused: leave the client with what it has.
+    Keep,
+    Gone,
+}
+
+// === impl Subscription ===
+
+impl Subscription {
+    pub(super) fn mark(&mut self, name: &Name, exists: bool, revision: u64) {
+        if exists {
+            let first = self.gone.remove(name).filter(|first| *first > 0).unwrap_or(revision);
+            self.mark_at(name, first, revision);
+        } else {
+            let first = self.dirty.remove(name).map_or(revision, |mark| mark.first);
+            self.refused.remove(name);
+            let in_flight = self.flight.iter().flat_map(|f| &f.items).any(|item| item.name == *name);
+            if in_flight || self.held.contains_key(name) {
+                self.gone.insert(name.clone(), first.max(1));
+            }
+        }
+    }
+
+    pub(super) fn mark_at(&mut self, name: &Name, first: u64, last: u64) {
+        let mark = self.dirty.entry(name.clone()).or_insert(Mark { first, last, force: false });
+        mark.first = mark.first.min(first);
+        mark.last = mark.last.max(last);
+    }
+
+    pub(super) fn force(&mut self, name: &Name, first: u64, last: u64) {
+        self.mark_at(name, first, last);
+        self.dirty.get_mut(name).expect("just marked").force = true;
+    }
+
+    /// The first revision of an addition the client has not acknowledged.
+    pub(super) fn unsettled(&self) -> u64 {
+        let dirty = self.dirty.values().map(|mark| mark.first);
+        let expected = self.expected.values().copied();
+        let flight = self.flight.iter().flat_map(|flight| &flight.items).map(|item| item.first);
+        dirty.chain(expected).chain(flight).min().unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn holds(&self, name: &str, version: Version) -> bool {
+        self.held.get(name).is_some_and(|held| held.version == Some(version))
+    }
+
+    pub(super) fn hold(&mut self, name: Name, resource: Arc<Resource>) {
+        self.held.insert(name, Held { version: Some(resource.version), resource: Some(resource) });
+    }
+
+    pub(super) fn held_resources(&self) -> BTreeMap<Name, Arc<Resource>> {
+        self.held.iter().filter_map(|(name, held)| Some((name.clone(), held.resource.clone()?))).collect()
+    }
+
+    pub(super) fn target(&self, kind: Kind, name: &str, cache: &Cache) -> Target {
+        let Some(entry) = cache.get(kind, name) else { return Target::Gone };
+        let refused = self.refused.get(name).copied();
+        match entry.candidates().find(|candidate| Some(candidate.version) != refused) {
+            Some(resource) => Target::Offer(resource.clone()),
+            None => Target::Keep,
+        }
+    }
+
+    /// Offers the items of an ambiguous refusal again in two parts; a table apart from its hosts.
+    pub(super) fn split(&mut self, items: &[Item]) {
+        let names: Vec<&Name> = items.iter().filter(|item| item.offer.is_some()).map(|item| &item.name).collect();
+        let (tables, hosts): (Vec<&Name>, Vec<&Name>) = names.iter().partition(|name| table_of(name).is_none());
+        let (left, right) = if tables.is_empty() || hosts.is_empty() {
+            let (left, right) = names.split_at(names.len() / 2);
+            (left.to_vec(), right.to_vec())
+        } else {
+            (tables, hosts)
+        };
+        for part in [right, left] {
+            if !part.is_empty() {
+                self.parts.push_front(part.into_iter().cloned().collect());
+            }
+        }
+    }
+}
+
+/// Whether a refusal names a resource: the name as a whole word. Hosts are known to the client without their table.
+pub(super) fn mentions(message: &str, name: &str) -> bool {
+    let name = table_of(name).map_or(name, |table| &name[table.len() + 1..]);
+    let word = |c: char| c.is_ascii_alphanumeric() || "-_/".contains(c);
+    message.match_indices(name).any(|(at, _)| {
+        let before = message[..at].chars().next_back();
+        let mut after = message[at + name.len()..].chars();
+        let ends = match after.next() {
+            Some('.') => !after.next().is_some_and(word),
+            next => !next.is_some_and(word),
+        };
+        ends && !before.is_some_and(|c| word(c) || c == '.')
+    })
+}

@@ -1,0 +1,128 @@
+//! What travels over xDS. A resource is encoded once, when it is made, and shared by every stream; its version comes
+//! from an ordered hash of the model it was made from, never from the encoded bytes (protobuf maps have no order),
+//! so that two control planes, or one before and after a restart, give the same content the same version.
+
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+/// Part of every version: raise it when the same model is encoded differently than before.
+const ENCODING: u32 = 1;
+
+pub type Name = Arc<str>;
+
+/// The resource types, in the order in which additions are delivered (make before break).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Cluster,
+    Endpoints,
+    Secret,
+    Listener,
+    /// A route table. Its virtual hosts are resources of their own, named `<table>/<host>`.
+    Route,
+    VirtualHost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Version(u64);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    pub kind: Kind,
+    pub name: Name,
+    pub version: Version,
+    /// The encoded message, without its `Any` envelope.
+    pub body: Bytes,
+    /// What a gateway asks for once it has this: the endpoints of a cluster, the table of a listener.
+    pub requires: Vec<(Kind, Name)>,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    pub const ALL: [Kind; 6] =
+        [Kind::Cluster, Kind::Endpoints, Kind::Secret, Kind::Listener, Kind::Route, Kind::VirtualHost];
+
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Kind::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Kind::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Kind::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Kind::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Kind::VirtualHost => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
+        }
+    }
+
+    pub fn from_type_url(url: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.type_url() == url)
+    }
+
+    /// Types whose state-of-the-world response is always the whole set, and whose first request may mean "all".
+    pub(crate) fn is_whole(self) -> bool {
+        matches!(self, Kind::Cluster | Kind::Listener)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Cluster => "cluster",
+            Kind::Endpoints => "endpoints",
+            Kind::Secret => "secret",
+            Kind::Listener => "listener",
+            Kind::Route => "route table",
+            Kind::VirtualHost => "virtual host",
+        })
+    }
+}
+
+// === impl Version ===
+
+impl Version {
+    /// The version of a model. `Hash` of the model must not depend on any map order: use sorted collections.
+    pub fn of(model: &impl Hash) -> Self {
+        // `DefaultHasher::new` has fixed keys, so equal models agree across processes of one build.
+        let mut hasher = DefaultHasher::new();
+        ENCODING.hash(&mut hasher);
+        model.hash(&mut hasher);
+        Version(hasher.finish())
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok().map(Version)).flatten()
+    }
+
+    /// The version of a set: independent of the order in which its members are added.
+    pub(crate) fn join(self, name: &str, member: Version) -> Self {
+        Version(self.0.wrapping_add(Version::of(&(name, member)).0))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+// === impl Resource ===
+
+impl Resource {
+    pub fn new(kind: Kind, name: impl Into<Name>, version: Version, message: &impl prost::Message) -> Self {
+        Resource { kind, name: name.into(), version, body: message.encode_to_vec().into(), requires: Vec::new() }
+    }
+
+    pub fn requires(mut self, kind: Kind, name: impl Into<Name>) -> Self {
+        self.requires.push((kind, name.into()));
+        self
+    }
+}
+
+/// The table of a virtual host's name, `None` for the name of a table.
+pub(crate) fn table_of(name: &str) -> Option<&str> {
+    name.split_once('/').map(|(table, _)| table)
+}

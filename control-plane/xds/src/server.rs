@@ -1,0 +1,164 @@
+//! The gRPC binding: ADS, the single-type services and the health service on one plain-text port, as upstream.
+//!
+//! The services are written by hand rather than generated, because the generated ones would copy every resource for
+//! every stream. Reading and writing share one task per stream; dropping it closes the stream in the core.
+
+mod codec;
+mod service;
+
+use std::{collections::HashMap, fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc, watch},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::{
+    core::{Change, Core, Event, Protocol, Response, Settled, StreamId},
+    resource::{Kind, Version},
+};
+
+/// Publishes resources and tells what the gateways have in force. Cheap to clone.
+#[derive(Clone)]
+pub struct Xds(Arc<Shared>);
+
+struct Shared {
+    core: Mutex<Core>,
+    wake: Mutex<HashMap<StreamId, Arc<Notify>>>,
+    settled: watch::Sender<Settled>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen for gateways on {address}: {source}; stop the other process or choose another xDS address")]
+    Bind { address: SocketAddr, source: std::io::Error },
+    #[error("the xDS server on {address} ended: {source}")]
+    Serve { address: SocketAddr, source: tonic::transport::Error },
+}
+
+/// The bound port. Gateways are answered once [`Server::run`] is polled.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Ends the stream in the core, whatever ends the task.
+struct Connection {
+    xds: Xds,
+    id: StreamId,
+    notify: Arc<Notify>,
+}
+
+/// As upstream: a gateway may ping this often, and one that does not answer is gone.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+// === impl Xds ===
+
+impl Xds {
+    /// `host_discovery`: delta streams get virtual hosts as resources of their own (VHDS).
+    pub fn new(host_discovery: bool) -> (Self, mpsc::UnboundedReceiver<Event>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let shared = Shared {
+            core: Mutex::new(Core::new(host_discovery)),
+            wake: Mutex::default(),
+            settled: watch::Sender::new(Settled::default()),
+            events,
+        };
+        (Xds(Arc::new(shared)), receiver)
+    }
+
+    /// Makes a change known to all gateways and returns its revision, to be compared with [`Settled::revision`].
+    pub fn publish(&self, change: Change) -> u64 {
+        self.with(|core| core.publish(change))
+    }
+
+    pub fn version(&self, kind: Kind, name: &str) -> Option<Version> {
+        self.0.core.lock().version(kind, name)
+    }
+
+    pub fn settled(&self) -> watch::Receiver<Settled> {
+        self.0.settled.subscribe()
+    }
+
+    /// Runs something on the core, then wakes the streams it gave work to and tells what is settled now.
+    fn with<T>(&self, action: impl FnOnce(&mut Core) -> T) -> T {
+        let (result, ready, events, settled) = {
+            let mut core = self.0.core.lock();
+            let result = action(&mut core);
+            (result, core.ready().collect::<Vec<_>>(), core.take_events(), core.settled())
+        };
+        for event in events {
+            // Nobody listens any more: the owner is shutting down.
+            let _ = self.0.events.send(event);
+        }
+        self.0.settled.send_if_modified(|now| std::mem::replace(now, settled) != settled);
+        let wake = self.0.wake.lock();
+        for notify in ready.iter().filter_map(|id| wake.get(id)) {
+            notify.notify_one();
+        }
+        result
+    }
+
+    fn connect(&self, protocol: Protocol) -> Connection {
+        let id = self.0.core.lock().open(protocol);
+        let notify = Arc::new(Notify::new());
+        self.0.wake.lock().insert(id, notify.clone());
+        Connection { xds: self.clone(), id, notify }
+    }
+}
+
+impl fmt::Debug for Xds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Xds").field("settled", &*self.0.settled.borrow()).finish_non_exhaustive()
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    pub async fn bind(address: SocketAddr) -> Result<Self, Error> {
+        let listener = TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })?;
+        let address = listener.local_addr().map_err(|source| Error::Bind { address, source })?;
+        Ok(Server { listener, address })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` resolves; open streams are then closed at once (gateways keep their configuration and
+    /// reconnect).
+    pub async fn run(self, xds: Xds, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+        let address = self.address;
+        let server = tonic::transport::Server::builder()
+            .max_concurrent_streams(1_000_000)
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+        let serve = service::register(server, &xds).serve_with_incoming(TcpListenerStream::new(self.listener));
+        tokio::select! {
+            result = serve => result.map_err(|source| Error::Serve { address, source }),
+            () = shutdown => Ok(()),
+        }
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    fn next(&self) -> Option<Response> {
+        self.xds.0.core.lock().next(self.id)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.xds.0.wake.lock().remove(&self.id);
+        self.xds.with(|core| core.close(self.id));
+        tracing::debug!(stream = self.id, "xDS stream closed");
+    }
+}
