@@ -1,1 +1,23 @@
 //! KIngress, Services and endpoints in, Envoy resources out: what Kourier does.
+//!
+//! * [`translate`]: an Ingress as virtual hosts and the backends they use; [`backend`]: a Service as a cluster and its
+//!   endpoints; [`hash`]: the Ingress hash of the probe handshake. All pure.
+//! * [`world`]: who uses what, and which resources an event changes. The only state.
+//! * [`envoy`]: the model as Envoy messages; [`bootstrap`]: the gateway's own configuration file.
+//! * [`controller`]: caches, status and the xDS server around it; [`run`] starts the role.
+
+pub mod backend;
+pub mod bootstrap;
+mod controller;
+pub mod envoy;
+pub mod hash;
+pub mod model;
+mod options;
+pub mod translate;
+pub mod world;
+
+pub use crate::{
+    bootstrap::{Admin, Bootstrap},
+    controller::{Error, Handle, run},
+    options::{Options, Settings},
+};

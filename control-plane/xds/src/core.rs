@@ -15,8 +15,8 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use self::{cache::Cache, stream::Stream};
 pub use self::stream::{DeltaRequest, Protocol, Response, WorldRequest};
+use self::{cache::Cache, stream::Stream};
 use crate::resource::{Kind, Name, Resource, Version};
 
 pub type StreamId = u64;

@@ -186,8 +186,12 @@ impl Stream {
         let before = earlier.filter_map(|other| self.subs[*other as usize].gone.values().min()).min();
         let limit = additions.min(before.copied().unwrap_or(u64::MAX));
         let sub = &mut self.subs[kind as usize];
-        let names: Vec<Name> =
-            sub.gone.iter().filter(|(_, revision)| **revision < limit || **revision == 0).map(|(n, _)| n.clone()).collect();
+        let names: Vec<Name> = sub
+            .gone
+            .iter()
+            .filter(|(_, revision)| **revision < limit || **revision == 0)
+            .map(|(n, _)| n.clone())
+            .collect();
         let take = |name: Name| {
             let revision = sub.gone.remove(&name).expect("listed above");
             Item { name, offer: None, first: revision, last: revision }

@@ -1,0 +1,104 @@
+//! Route tables and their virtual hosts.
+
+use std::time::Duration;
+
+use envoy_types::pb::{
+    envoy::{
+        config::route::v3::{
+            HeaderMatcher, RedirectAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+            WeightedCluster,
+            header_matcher::HeaderMatchSpecifier,
+            redirect_action::SchemeRewriteSpecifier,
+            route::Action,
+            route_action::{ClusterSpecifier, HostRewriteSpecifier, UpgradeConfig},
+            route_match::PathSpecifier,
+            weighted_cluster::ClusterWeight,
+        },
+        r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+    },
+    google::protobuf::UInt32Value,
+};
+
+use super::{bool_value, duration, set_headers};
+use crate::model::{self, Table};
+
+/// The static cluster of the bootstrap that leads to the gateway's admin interface.
+const ADMIN_CLUSTER: &str = "service_stats";
+
+/// A table without its hosts.
+pub fn table(table: Table) -> RouteConfiguration {
+    RouteConfiguration { name: table.name().to_owned(), validate_clusters: bool_value(true), ..Default::default() }
+}
+
+pub fn host(host: &model::VirtualHost) -> VirtualHost {
+    VirtualHost {
+        name: host.name.clone(),
+        domains: host.domains.clone(),
+        routes: host.routes.iter().map(route).collect(),
+        ..Default::default()
+    }
+}
+
+fn route(route: &model::Route) -> Route {
+    let action = match &route.action {
+        model::Action::Split { backends, rewrite_host } => {
+            let clusters = backends.iter().map(weight).collect();
+            Action::Route(forward(clusters, rewrite_host.as_deref(), Duration::ZERO))
+        }
+        model::Action::Status => {
+            let cluster = ClusterWeight {
+                name: ADMIN_CLUSTER.to_owned(),
+                weight: Some(UInt32Value { value: 100 }),
+                ..Default::default()
+            };
+            Action::Route(forward(vec![cluster], None, Duration::from_secs(1)))
+        }
+        model::Action::RedirectToHttps => Action::Redirect(RedirectAction {
+            scheme_rewrite_specifier: Some(SchemeRewriteSpecifier::HttpsRedirect(true)),
+            ..Default::default()
+        }),
+    };
+    Route {
+        name: route.name.clone(),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix(route.prefix.clone())),
+            headers: route.headers.iter().map(|(name, value)| header(name, value)).collect(),
+            ..Default::default()
+        }),
+        request_headers_to_add: set_headers(&route.set_headers),
+        action: Some(action),
+        ..Default::default()
+    }
+}
+
+/// No retries and no time limit: those are the application's business, and what upstream does.
+fn forward(clusters: Vec<ClusterWeight>, rewrite_host: Option<&str>, timeout: Duration) -> RouteAction {
+    let websocket =
+        UpgradeConfig { upgrade_type: "websocket".to_owned(), enabled: bool_value(true), ..Default::default() };
+    RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::WeightedClusters(WeightedCluster { clusters, ..Default::default() })),
+        timeout: duration(timeout),
+        upgrade_configs: vec![websocket],
+        host_rewrite_specifier: rewrite_host.map(|host| HostRewriteSpecifier::HostRewriteLiteral(host.to_owned())),
+        ..Default::default()
+    }
+}
+
+fn weight(backend: &model::Weighted) -> ClusterWeight {
+    ClusterWeight {
+        name: backend.cluster.clone(),
+        weight: Some(UInt32Value { value: backend.weight }),
+        request_headers_to_add: set_headers(&backend.set_headers),
+        ..Default::default()
+    }
+}
+
+fn header(name: &str, value: &str) -> HeaderMatcher {
+    let specifier = if value.is_empty() {
+        HeaderMatchSpecifier::PresentMatch(true)
+    } else {
+        let match_pattern = Some(MatchPattern::Exact(value.to_owned()));
+        HeaderMatchSpecifier::StringMatch(StringMatcher { match_pattern, ..Default::default() })
+    };
+    HeaderMatcher { name: name.to_owned(), header_match_specifier: Some(specifier), ..Default::default() }
+}

@@ -1,0 +1,90 @@
+//! Our own form of what a gateway is told. Versions are hashes of these, so everything here is ordered.
+
+use std::collections::BTreeMap;
+
+/// Header names and values to set on a request.
+pub type Headers = BTreeMap<String, String>;
+
+/// The route tables, by the names that upstream's listeners ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    External,
+    ExternalTls,
+    Internal,
+    InternalTls,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct VirtualHost {
+    pub name: String,
+    pub domains: Vec<String>,
+    /// In the order in which they are tried.
+    pub routes: Vec<Route>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Route {
+    pub name: String,
+    pub prefix: String,
+    /// Exact values; an empty value asks for presence.
+    pub headers: Headers,
+    pub set_headers: Headers,
+    pub action: Action,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Action {
+    Split {
+        backends: Vec<Weighted>,
+        rewrite_host: Option<String>,
+    },
+    /// To the same URL with https.
+    RedirectToHttps,
+    /// The gateway's own admin interface.
+    Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Weighted {
+    pub cluster: String,
+    pub weight: u32,
+    pub set_headers: Headers,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Cluster {
+    pub name: String,
+    pub http2: bool,
+    pub location: Location,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Location {
+    /// Addresses come as endpoints of the same name.
+    Endpoints,
+    Dns {
+        host: String,
+        port: u16,
+    },
+}
+
+/// Ready addresses, sorted and without duplicates.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Endpoints {
+    pub addresses: Vec<(String, u16)>,
+}
+
+// === impl Table ===
+
+impl Table {
+    pub const ALL: [Table; 4] = [Table::External, Table::ExternalTls, Table::Internal, Table::InternalTls];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::External => "external_services",
+            Table::ExternalTls => "external_tls_services",
+            Table::Internal => "internal_services",
+            Table::InternalTls => "internal_tls_services",
+        }
+    }
+}

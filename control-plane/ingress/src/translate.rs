@@ -1,0 +1,200 @@
+//! An Ingress as virtual hosts, one per host and table.
+//!
+//! Differs from upstream in that the object is never modified: the hash is always taken from the real spec, and the
+//! probe routes are made here, before the routes they duplicate.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::{
+    keys::networking::{CLUSTER_LOCAL_VISIBILITY, EXTERNAL_IP},
+    networking::v1alpha1::{HttpIngressPath, Ingress, IngressRule, IngressSpec},
+};
+use kube::ResourceExt;
+
+use crate::{
+    backend::{Port, Reference},
+    hash::ingress_hash,
+    model::{Action, Headers, Route, Table, VirtualHost, Weighted},
+};
+
+const DISABLE_HTTP2: &str = "kourier.knative.dev/disable-http2";
+const HASH_HEADER: &str = "K-Network-Hash";
+const HASH_OVERRIDE: &str = "override";
+const REDIRECTED: &str = "Redirected";
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Translation {
+    pub hosts: BTreeMap<Table, Vec<VirtualHost>>,
+    /// What requests are sent to, and whether any share of them is.
+    pub backends: BTreeMap<Reference, bool>,
+    /// Hosts that no other Ingress may have.
+    pub domains: BTreeSet<String>,
+}
+
+/// What does not come from the Ingress.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// `Redirected` is honoured (not so with `KOURIER_HTTPOPTION_DISABLED`).
+    pub redirects: bool,
+    /// There is a listener with TLS for these hosts.
+    pub tls: bool,
+}
+
+/// The spec with upstream's defaults in place: hash and routes are made from this.
+pub fn defaulted(spec: &IngressSpec) -> IngressSpec {
+    let mut spec = spec.clone();
+    for rule in &mut spec.rules {
+        if rule.visibility.is_empty() {
+            rule.visibility = EXTERNAL_IP.to_owned();
+        }
+        for path in rule.http.iter_mut().flat_map(|http| &mut http.paths) {
+            if let [split] = path.splits.as_mut_slice()
+                && split.percent == 0
+            {
+                split.percent = 100;
+            }
+        }
+    }
+    spec
+}
+
+/// `cluster` names the cluster of a backend.
+pub fn translate(
+    ingress: &Ingress,
+    context: Context,
+    cluster: impl Fn(&Reference) -> String,
+) -> Result<Translation, String> {
+    let namespace = ingress.namespace().unwrap_or_default();
+    let name = ingress.name_any();
+    let spec = defaulted(&ingress.spec);
+    let hash = ingress_hash(&spec, &namespace, &name);
+    let http1_only = ingress.annotations().get(DISABLE_HTTP2).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let mut out = Translation::default();
+    for rule in &spec.rules {
+        let Some(http) = &rule.http else {
+            let hosts = rule.hosts.join(", ");
+            return Err(format!(
+                "failed to add knative probe header: rule is missing HTTP block: the rule of {hosts} needs http.paths"
+            ));
+        };
+        out.domains.extend(hosts_of(rule).map(str::to_owned));
+        let first = rule.hosts.first().map_or("*", String::as_str);
+        let routes = |headers: &dyn Fn(&HttpIngressPath) -> (Headers, Headers)| -> Result<Vec<Route>, String> {
+            let mut routes = Vec::new();
+            for path in http.paths.iter().filter(|path| !path.splits.is_empty()) {
+                let (matched, set_headers) = headers(path);
+                let prefix = if path.path.is_empty() { "/" } else { &path.path };
+                routes.push(Route {
+                    name: format!("({namespace}/{name}).Domain[{first}].Paths[{prefix}]"),
+                    prefix: prefix.to_owned(),
+                    headers: matched,
+                    set_headers,
+                    action: split(path, http1_only, &cluster)?,
+                });
+            }
+            Ok(routes)
+        };
+        let exact = |path: &HttpIngressPath| -> Headers {
+            path.headers.iter().map(|(name, value)| (name.clone(), value.exact.clone())).collect()
+        };
+        let mut real = routes(&|path| {
+            let mut matched = exact(path);
+            matched.insert(HASH_HEADER.to_owned(), HASH_OVERRIDE.to_owned());
+            let mut set = path.append_headers.clone();
+            set.insert(HASH_HEADER.to_owned(), hash.clone());
+            (matched, set)
+        })?;
+        real.extend(routes(&|path| (exact(path), path.append_headers.clone()))?);
+        if real.is_empty() {
+            continue;
+        }
+        for path in &http.paths {
+            for split in &path.splits {
+                let used = out.backends.entry(reference(split, http1_only)).or_default();
+                *used |= split.percent > 0;
+            }
+        }
+        let external = rule.visibility != CLUSTER_LOCAL_VISIBILITY;
+        let mut plain = real.clone();
+        if external && spec.http_option == REDIRECTED && context.redirects {
+            for route in &mut plain {
+                route.action = Action::RedirectToHttps;
+                route.set_headers.clear();
+            }
+        }
+        for host in hosts_of(rule) {
+            let mut add = |table: Table, routes: &[Route]| {
+                let hosts = out.hosts.entry(table).or_default();
+                let name = format!("({namespace}/{name}).Domain[{host}]");
+                match hosts.iter_mut().find(|known| known.name == name) {
+                    Some(known) => known.routes.extend_from_slice(routes),
+                    None => hosts.push(VirtualHost {
+                        name,
+                        domains: vec![host.to_owned(), format!("{host}:*")],
+                        routes: routes.to_vec(),
+                    }),
+                }
+            };
+            add(Table::Internal, &plain);
+            if external {
+                add(Table::External, &plain);
+            }
+            if context.tls && !spec.tls.is_empty() {
+                add(if external { Table::ExternalTls } else { Table::InternalTls }, &real);
+            }
+        }
+    }
+    // The longest prefix first; what is equally long keeps its order.
+    for host in out.hosts.values_mut().flatten() {
+        host.routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
+    }
+    Ok(out)
+}
+
+/// Tells the gateway's readiness to Kubernetes.
+pub fn status_host() -> VirtualHost {
+    VirtualHost {
+        name: "internalkourier".to_owned(),
+        domains: vec!["internalkourier".to_owned()],
+        routes: vec![Route {
+            name: "gateway_ready".to_owned(),
+            prefix: "/ready".to_owned(),
+            headers: Headers::new(),
+            set_headers: Headers::new(),
+            action: Action::Status,
+        }],
+    }
+}
+
+fn hosts_of(rule: &IngressRule) -> impl Iterator<Item = &str> {
+    let any = rule.hosts.is_empty().then_some("*");
+    rule.hosts.iter().map(String::as_str).chain(any)
+}
+
+fn reference(split: &api::networking::v1alpha1::IngressBackendSplit, http1_only: bool) -> Reference {
+    Reference {
+        namespace: split.service_namespace.clone(),
+        name: split.service_name.clone(),
+        port: Port::from(&split.service_port),
+        http1_only,
+    }
+}
+
+fn split(path: &HttpIngressPath, http1_only: bool, cluster: &impl Fn(&Reference) -> String) -> Result<Action, String> {
+    let mut backends = Vec::with_capacity(path.splits.len());
+    let mut total: u64 = 0;
+    for split in &path.splits {
+        let weight = u32::try_from(split.percent).map_err(|_| {
+            format!("the split to {} has the percent {}, which must be 0 to 100", split.service_name, split.percent)
+        })?;
+        total += u64::from(weight);
+        let cluster = cluster(&reference(split, http1_only));
+        backends.push(Weighted { cluster, weight, set_headers: split.append_headers.clone() });
+    }
+    if total == 0 || total > u64::from(u32::MAX) {
+        let path = if path.path.is_empty() { "/" } else { &path.path };
+        return Err(format!("the splits of path {path} add up to {total} percent, which must be 100"));
+    }
+    let rewrite_host = (!path.rewrite_host.is_empty()).then(|| path.rewrite_host.clone());
+    Ok(Action::Split { backends, rewrite_host })
+}

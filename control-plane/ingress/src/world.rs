@@ -1,0 +1,386 @@
+//! Which Ingress contributes which resources, and who uses which Service: the state that makes the work for an event
+//! proportional to what the event changes.
+//!
+//! Every method publishes what follows from its event, in one revision. Objects are looked up through [`Objects`], so
+//! the whole of it runs in tests without an API.
+
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use api::networking::v1alpha1::Ingress;
+use controller::ObjectKey;
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::ResourceExt;
+use xds::{Change, Kind, Name, Resource, Version, Xds};
+
+pub use self::status::{Pending, State};
+use crate::{
+    backend::{self, Backend, Reference},
+    envoy,
+    model::{Location, Table},
+    options::Options,
+    translate::{self, Context, Translation},
+};
+
+/// Where Services and EndpointSlices are looked up.
+pub trait Objects: Send + Sync {
+    fn service(&self, key: &ObjectKey) -> Option<Arc<Service>>;
+    fn slices(&self, service: &ObjectKey) -> Vec<Arc<EndpointSlice>>;
+}
+
+pub struct World<O> {
+    objects: O,
+    xds: Xds,
+    context: Context,
+    ingresses: HashMap<ObjectKey, Entry>,
+    /// The owner of each host.
+    domains: HashMap<String, ObjectKey>,
+    clusters: HashMap<String, Use>,
+    /// The clusters of a Service, and the Ingresses that wait for it or name it.
+    services: HashMap<ObjectKey, Interest>,
+    /// Owner of each published host, for refusals.
+    hosts: HashMap<Name, ObjectKey>,
+}
+
+/// One Ingress.
+#[derive(Debug, Default)]
+struct Entry {
+    generation: i64,
+    /// What is published for it.
+    live: Live,
+    state: State,
+    /// Refused resources, with the gateway's message.
+    refused: BTreeMap<(Kind, Name), String>,
+    /// Services it names.
+    services: BTreeSet<ObjectKey>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    hosts: BTreeMap<Name, Version>,
+    clusters: BTreeSet<String>,
+    domains: BTreeSet<String>,
+}
+
+/// A published cluster.
+#[derive(Debug)]
+struct Use {
+    reference: Reference,
+    backend: Backend,
+    users: BTreeSet<ObjectKey>,
+}
+
+#[derive(Debug, Default)]
+struct Interest {
+    clusters: BTreeSet<String>,
+    ingresses: BTreeSet<ObjectKey>,
+}
+
+// === impl World ===
+
+impl<O: Objects> World<O> {
+    /// Publishes what exists without any Ingress: listeners, tables and the status host.
+    pub fn new(objects: O, xds: Xds, options: &Options) -> Self {
+        let mut change = Change::default();
+        let mut listener = |name: &str, addresses: &[std::net::SocketAddr], table, external: bool| {
+            let model = envoy::Listener {
+                name: name.to_owned(),
+                addresses: addresses.to_vec(),
+                table,
+                proxy_protocol: external && options.settings.proxy_protocol,
+                chains: Vec::new(),
+                settings: options.settings.clone(),
+            };
+            if let Some(message) = envoy::listener(&model) {
+                let resource = Resource::new(Kind::Listener, name, Version::of(&model), &message);
+                change.set.push(resource.requires(Kind::Route, table.name()));
+            }
+        };
+        listener("listener_8080", &options.external_listen, Table::External, true);
+        listener("listener_8081", &options.internal_listen, Table::Internal, false);
+        listener("listener_8090", &options.probe_listen, Table::External, false);
+        for table in [Table::External, Table::Internal] {
+            let version = Version::of(&table);
+            change.set.push(Resource::new(Kind::Route, table.name(), version, &envoy::table(table)));
+        }
+        let status = translate::status_host();
+        let name = host_name(Table::Internal, &status.name);
+        change.set.push(Resource::new(Kind::VirtualHost, name, Version::of(&status), &envoy::host(&status)));
+        xds.publish(change);
+        World {
+            objects,
+            xds,
+            context: Context { redirects: options.redirects, tls: false },
+            ingresses: HashMap::new(),
+            domains: HashMap::new(),
+            clusters: HashMap::new(),
+            services: HashMap::new(),
+            hosts: HashMap::new(),
+        }
+    }
+
+    /// An Ingress appeared or changed. Returns others that may go on because of it.
+    pub fn apply(&mut self, ingress: &Ingress) -> BTreeSet<ObjectKey> {
+        let key = ObjectKey::of(ingress);
+        let generation = ingress.metadata.generation.unwrap_or_default();
+        let mut resolved: HashMap<Reference, Backend> = HashMap::new();
+        let translation = {
+            let cache = std::cell::RefCell::new(&mut resolved);
+            translate::translate(ingress, self.context, |reference| {
+                let mut cache = cache.borrow_mut();
+                let backend = cache.entry(reference.clone()).or_insert_with(|| self.resolve(reference));
+                backend.cluster.name.clone()
+            })
+        };
+        let entry = self.ingresses.entry(key.clone()).or_default();
+        entry.generation = generation;
+        let translation = match translation {
+            Ok(translation) => translation,
+            Err(message) => {
+                entry.state = State::Invalid(message);
+                return BTreeSet::new();
+            }
+        };
+        self.watch_services(&key, &translation);
+        let taken = translation.domains.iter().find_map(|domain| {
+            let owner = self.domains.get(domain)?;
+            (*owner != key).then(|| (domain.clone(), owner.clone()))
+        });
+        if let Some((domain, owner)) = taken {
+            tracing::info!(ingress = %key, %domain, %owner, "the host belongs to another Ingress");
+            self.entry(&key).state = State::Conflict { owner };
+            return BTreeSet::new();
+        }
+        let unready: BTreeSet<ObjectKey> = translation
+            .backends
+            .iter()
+            .filter(|(reference, used)| **used && !resolved[*reference].ready)
+            .map(|(reference, _)| service_key(reference))
+            .collect();
+        let entry = self.entry(&key);
+        let new_unready = translation.backends.keys().any(|reference| {
+            unready.contains(&service_key(reference))
+                && !entry.live.clusters.contains(&resolved[reference].cluster.name)
+        });
+        if new_unready && !entry.live.hosts.is_empty() {
+            // Make before break: what is served goes on until the new backend has an address.
+            entry.state = State::Waiting { services: unready, revision: None };
+            return BTreeSet::new();
+        }
+        let freed = self.install(&key, translation, resolved, unready);
+        self.unblocked(&freed)
+    }
+
+    /// An Ingress is gone, or is another controller's now. Returns others that may go on because of it.
+    pub fn remove(&mut self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        if !self.ingresses.contains_key(key) {
+            return BTreeSet::new();
+        }
+        let freed = self.install(key, Translation::default(), HashMap::new(), BTreeSet::new());
+        self.watch_services(key, &Translation::default());
+        self.ingresses.remove(key);
+        self.unblocked(&freed)
+    }
+
+    /// A Service or one of its EndpointSlices changed. Returns the Ingresses that must be translated again; when only
+    /// addresses changed there are none.
+    pub fn refresh(&mut self, service: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let Some(interest) = self.services.get(service) else { return BTreeSet::new() };
+        let mut again = BTreeSet::new();
+        let mut change = Change::default();
+        for name in &interest.clusters {
+            let used = &self.clusters[name];
+            let backend = self.resolve(&used.reference);
+            if backend.cluster.name != *name {
+                // The Service's ports changed so that the cluster is another one now.
+                again.extend(used.users.iter().cloned());
+                continue;
+            }
+            if backend.ready != used.backend.ready {
+                again.extend(used.users.iter().filter(|user| self.ingresses[*user].state.awaits(service)).cloned());
+            }
+            if backend != used.backend {
+                publish_backend(&mut change, &backend, Some(&used.backend));
+                self.clusters.get_mut(name).expect("just read").backend = backend;
+            }
+        }
+        let waiting = interest.ingresses.iter().filter(|user| self.ingresses[*user].state.awaits(service));
+        again.extend(waiting.cloned());
+        if !change.set.is_empty() || !change.remove.is_empty() {
+            self.xds.publish(change);
+        }
+        again
+    }
+
+    fn resolve(&self, reference: &Reference) -> Backend {
+        let key = service_key(reference);
+        let service = self.objects.service(&key);
+        backend::resolve(reference, service.as_deref(), &self.objects.slices(&key))
+    }
+
+    fn entry(&mut self, key: &ObjectKey) -> &mut Entry {
+        self.ingresses.entry(key.clone()).or_default()
+    }
+
+    /// Replaces what is published for an Ingress and returns the hosts it no longer has.
+    fn install(
+        &mut self,
+        key: &ObjectKey,
+        translation: Translation,
+        mut resolved: HashMap<Reference, Backend>,
+        unready: BTreeSet<ObjectKey>,
+    ) -> BTreeSet<String> {
+        let old = std::mem::take(&mut self.entry(key).live);
+        let mut live = Live { domains: translation.domains, ..Live::default() };
+        let mut change = Change::default();
+        for reference in translation.backends.into_keys() {
+            let backend = resolved.remove(&reference).expect("resolved while translating");
+            let name = backend.cluster.name.clone();
+            let interest = self.services.entry(service_key(&reference)).or_default();
+            interest.clusters.insert(name.clone());
+            live.clusters.insert(name.clone());
+            match self.clusters.get_mut(&name) {
+                Some(used) => {
+                    used.users.insert(key.clone());
+                    if used.backend != backend {
+                        publish_backend(&mut change, &backend, Some(&used.backend));
+                        used.backend = backend;
+                    }
+                }
+                None => {
+                    publish_backend(&mut change, &backend, None);
+                    self.clusters.insert(name, Use { reference, backend, users: [key.clone()].into() });
+                }
+            }
+        }
+        for (table, hosts) in &translation.hosts {
+            for host in hosts {
+                let name = host_name(*table, &host.name);
+                let version = Version::of(host);
+                if old.hosts.get(&name) != Some(&version) {
+                    change.set.push(Resource::new(Kind::VirtualHost, name.clone(), version, &envoy::host(host)));
+                }
+                self.hosts.insert(name.clone(), key.clone());
+                live.hosts.insert(name, version);
+            }
+        }
+        for name in old.hosts.into_keys().filter(|name| !live.hosts.contains_key(name)) {
+            self.hosts.remove(&name);
+            change.remove.push((Kind::VirtualHost, name));
+        }
+        for name in old.clusters.difference(&live.clusters) {
+            self.release(key, name, &mut change);
+        }
+        let freed: BTreeSet<String> = old.domains.difference(&live.domains).cloned().collect();
+        for domain in &freed {
+            self.domains.remove(domain);
+        }
+        for domain in &live.domains {
+            self.domains.insert(domain.clone(), key.clone());
+        }
+        let changed: BTreeSet<Name> = change.set.iter().map(|resource| resource.name.clone()).collect();
+        let revision = self.xds.publish(change);
+        let entry = self.entry(key);
+        entry.refused.retain(|(_, name), _| !changed.contains(name) && live.contains(name));
+        entry.live = live;
+        entry.state = match unready.is_empty() {
+            true => State::Published { revision },
+            false => State::Waiting { services: unready, revision: Some(revision) },
+        };
+        freed
+    }
+
+    /// An Ingress does not use a cluster any more.
+    fn release(&mut self, key: &ObjectKey, name: &str, change: &mut Change) {
+        let Some(used) = self.clusters.get_mut(name) else { return };
+        used.users.remove(key);
+        if !used.users.is_empty() {
+            return;
+        }
+        let used = self.clusters.remove(name).expect("just read");
+        change.remove.push((Kind::Cluster, name.into()));
+        if used.backend.cluster.location == Location::Endpoints {
+            change.remove.push((Kind::Endpoints, name.into()));
+        }
+        let service = service_key(&used.reference);
+        if let Some(interest) = self.services.get_mut(&service) {
+            interest.clusters.remove(name);
+            if interest.is_empty() {
+                self.services.remove(&service);
+            }
+        }
+    }
+
+    fn watch_services(&mut self, key: &ObjectKey, translation: &Translation) {
+        let new: BTreeSet<ObjectKey> = translation.backends.keys().map(service_key).collect();
+        let old = std::mem::replace(&mut self.entry(key).services, new.clone());
+        for service in &new {
+            self.services.entry(service.clone()).or_default().ingresses.insert(key.clone());
+        }
+        for service in old.difference(&new) {
+            if let Some(interest) = self.services.get_mut(service) {
+                interest.ingresses.remove(key);
+                if interest.is_empty() {
+                    self.services.remove(service);
+                }
+            }
+        }
+    }
+
+    /// Ingresses that were refused because of a host that is free now.
+    fn unblocked(&self, freed: &BTreeSet<String>) -> BTreeSet<ObjectKey> {
+        if freed.is_empty() {
+            return BTreeSet::new();
+        }
+        let blocked = |entry: &Entry| matches!(entry.state, State::Conflict { .. });
+        self.ingresses.iter().filter(|(_, entry)| blocked(entry)).map(|(key, _)| key.clone()).collect()
+    }
+}
+
+impl Live {
+    fn contains(&self, name: &Name) -> bool {
+        self.hosts.contains_key(name) || self.clusters.contains(&**name)
+    }
+}
+
+impl Interest {
+    fn is_empty(&self) -> bool {
+        self.clusters.is_empty() && self.ingresses.is_empty()
+    }
+}
+
+fn publish_backend(change: &mut Change, backend: &Backend, old: Option<&Backend>) {
+    let cluster = &backend.cluster;
+    let name: Name = cluster.name.as_str().into();
+    let by_endpoints = cluster.location == Location::Endpoints;
+    if old.is_none_or(|old| old.cluster != *cluster) {
+        let resource = Resource::new(Kind::Cluster, name.clone(), Version::of(cluster), &envoy::cluster(cluster));
+        change.set.push(if by_endpoints { resource.requires(Kind::Endpoints, name.clone()) } else { resource });
+    }
+    if by_endpoints {
+        let message = envoy::endpoints(&name, &backend.endpoints);
+        change.set.push(Resource::new(Kind::Endpoints, name, Version::of(&backend.endpoints), &message));
+    } else if old.is_some_and(|old| old.cluster.location == Location::Endpoints) {
+        change.remove.push((Kind::Endpoints, name));
+    }
+}
+
+fn service_key(reference: &Reference) -> ObjectKey {
+    ObjectKey::new(reference.namespace.clone(), reference.name.clone())
+}
+
+fn host_name(table: Table, host: &str) -> Name {
+    format!("{}/{host}", table.name()).into()
+}
+
+/// Whether an Ingress is ours: upstream reads only this spelling of the annotation.
+pub fn is_ours(ingress: &Ingress) -> bool {
+    use api::keys::networking::{INGRESS_CLASS, KOURIER_INGRESS_CLASS};
+    ingress.annotations().get(INGRESS_CLASS).is_some_and(|class| class == KOURIER_INGRESS_CLASS)
+}

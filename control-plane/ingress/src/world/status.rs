@@ -1,0 +1,104 @@
+//! What can be said about an Ingress: published, waiting, refused.
+
+use std::collections::BTreeSet;
+
+use controller::ObjectKey;
+use xds::{Event, Settled};
+
+use super::{Objects, World};
+
+/// How far the last translation of an Ingress got.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum State {
+    #[default]
+    New,
+    /// Complete in this revision.
+    Published {
+        revision: u64,
+    },
+    /// These Services have no address yet; without a revision the former translation is still served.
+    Waiting {
+        services: BTreeSet<ObjectKey>,
+        revision: Option<u64>,
+    },
+    /// Another Ingress has one of the hosts.
+    Conflict {
+        owner: ObjectKey,
+    },
+    Invalid(String),
+}
+
+/// What the status of an Ingress waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pending {
+    /// Every gateway has it in force.
+    Nothing,
+    /// Not every gateway has acknowledged this revision, or there is none.
+    Gateways {
+        revision: u64,
+    },
+    /// An event about one of these Services comes first.
+    Services(BTreeSet<ObjectKey>),
+    Conflict,
+    Invalid(String),
+    /// A gateway refused a resource of this Ingress.
+    Refused(String),
+    /// Not seen in this generation.
+    Unseen,
+}
+
+// === impl State ===
+
+impl State {
+    pub(super) fn awaits(&self, service: &ObjectKey) -> bool {
+        matches!(self, State::Waiting { services, .. } if services.contains(service))
+    }
+}
+
+// === impl World ===
+
+impl<O: Objects> World<O> {
+    pub fn pending(&self, key: &ObjectKey, generation: i64, settled: Settled) -> Pending {
+        let Some(entry) = self.ingresses.get(key).filter(|entry| entry.generation == generation) else {
+            return Pending::Unseen;
+        };
+        match &entry.state {
+            State::New => Pending::Unseen,
+            State::Invalid(message) => Pending::Invalid(message.clone()),
+            State::Conflict { .. } => Pending::Conflict,
+            State::Waiting { services, .. } => Pending::Services(services.clone()),
+            State::Published { .. } if !entry.refused.is_empty() => {
+                let (kind, name) = entry.refused.keys().next().expect("not empty");
+                let message = &entry.refused[&(*kind, name.clone())];
+                Pending::Refused(format!(
+                    "the gateway refused the {kind} {name} and keeps the last good one: {message}"
+                ))
+            }
+            State::Published { revision } => match settled.gateways > 0 && settled.revision >= *revision {
+                true => Pending::Nothing,
+                false => Pending::Gateways { revision: *revision },
+            },
+        }
+    }
+
+    /// Who a refusal or a recovery is about.
+    pub fn note(&mut self, event: &Event) -> BTreeSet<ObjectKey> {
+        let (Event::Rejected { kind, name, .. } | Event::Recovered { kind, name }) = event;
+        let mut owners: BTreeSet<ObjectKey> = self.hosts.get(name).into_iter().cloned().collect();
+        if let Some(used) = self.clusters.get(&**name) {
+            owners.extend(used.users.iter().cloned());
+        }
+        for owner in &owners {
+            let Some(entry) = self.ingresses.get_mut(owner) else { continue };
+            match event {
+                Event::Rejected { message, .. } => {
+                    entry.refused.insert((*kind, name.clone()), message.clone());
+                }
+                Event::Recovered { .. } => {
+                    entry.refused.remove(&(*kind, name.clone()));
+                }
+            }
+        }
+        owners
+    }
+}
