@@ -1,0 +1,246 @@
+//! The control plane with a real Envoy and real backends, without a Kubernetes API: objects are put into the world as
+//! the event handlers do.
+
+#[path = "gateway/support.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::{Backend, Request, Rig};
+use xds::{Change, Kind, Resource, Version};
+
+fn split(service: &str, percent: u32) -> serde_json::Value {
+    json!({"serviceNamespace": "default", "serviceName": service, "servicePort": 80, "percent": percent,
+        "appendHeaders": {"X-Split": service}})
+}
+
+fn host(host: &str, splits: serde_json::Value) -> serde_json::Value {
+    json!({"rules": [{"hosts": [host], "visibility": "ExternalIP", "http": {"paths": [{"splits": splits}]}}]})
+}
+
+macro_rules! rig {
+    ($($option:tt)*) => {
+        match Rig::start($($option)*).await {
+            Some(rig) => rig,
+            None => return,
+        }
+    };
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn routes_by_host_header_and_share() {
+    for state_of_the_world in [false, true] {
+        let rig = rig!(state_of_the_world);
+        let (one, two, h2) = (Backend::start("one").await, Backend::start("two").await, Backend::start("h2").await);
+        rig.service("one", "http", &[one.address]);
+        rig.service("two", "http", &[two.address]);
+        rig.service("h2", "h2c", &[h2.address]);
+        rig.ingress("plain", host("one.example.com", json!([split("one", 100)])));
+        rig.ingress("split", host("split.example.com", json!([split("one", 80), split("two", 20)])));
+        let mut tagged = host("tag.example.com", json!([split("one", 100)]));
+        let paths = json!([
+            {"splits": [split("one", 100)]},
+            {"headers": {"Knative-Serving-Tag": {"exact": "two"}}, "splits": [split("two", 100)],
+                "appendHeaders": {"X-Path": "tagged"}},
+            {"path": "/api", "rewriteHost": "inner.example.com", "splits": [split("h2", 100)]},
+        ]);
+        tagged["rules"][0]["http"]["paths"] = paths;
+        rig.ingress("tag", tagged);
+        let mut local = host("local.default.svc", json!([split("two", 100)]));
+        local["rules"][0]["visibility"] = json!("ClusterLocal");
+        rig.ingress("local", local);
+        rig.settle().await;
+
+        assert_eq!(rig.get("one.example.com").await.text("backend"), "one");
+        assert_eq!(rig.get("one.example.com:80").await.status, 200);
+        assert_eq!(rig.get("unknown.example.com").await.status, 404);
+        // Both routes match `/`; equally long prefixes keep the order of the spec, as upstream.
+        let tagged = Request { headers: vec![("Knative-Serving-Tag", "two")], ..Request::to("tag.example.com") };
+        assert_eq!(rig.send(&tagged).await.text("backend"), "one");
+        assert_eq!(rig.get("local.default.svc").await.status, 404, "cluster-local hosts are unknown outside");
+        assert_eq!(rig.internal(&Request::to("local.default.svc")).await.text("backend"), "two");
+        assert_eq!(rig.internal(&Request::to("one.example.com")).await.text("backend"), "one");
+        assert_eq!(rig.internal(&Request { path: "/ready", ..Request::to("internalkourier") }).await.status, 200);
+
+        let api = rig.send(&Request { path: "/api/x", ..Request::to("tag.example.com") }).await;
+        assert_eq!((api.text("backend"), api.text("version")), ("h2", "HTTP/2.0"));
+        assert_eq!(api.header("host"), "inner.example.com");
+
+        let sent = Request { headers: vec![("X-Split", "forged")], ..Request::to("one.example.com") };
+        assert_eq!(rig.send(&sent).await.header("x-split"), "one", "headers are set, not appended");
+
+        let probe = Request {
+            headers: vec![("K-Network-Probe", "probe"), ("K-Network-Hash", "override")],
+            ..Request::to("one.example.com")
+        };
+        let hash = rig.send(&probe).await.header("k-network-hash").to_owned();
+        assert_eq!(hash.len(), 64);
+
+        let mut twos = 0;
+        for _ in 0..1000 {
+            let answer = rig.get("split.example.com").await;
+            assert_eq!(answer.header("x-split"), answer.text("backend"));
+            twos += usize::from(answer.text("backend") == "two");
+        }
+        assert!((150..=250).contains(&twos), "20 percent of 1000 were {twos}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_match_before_the_default_wins() {
+    let rig = rig!(false);
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    rig.service("one", "http", &[one.address]);
+    rig.service("two", "http", &[two.address]);
+    let mut spec = host("tag.example.com", json!([]));
+    spec["rules"][0]["http"]["paths"] = json!([
+        {"headers": {"Knative-Serving-Tag": {"exact": "two"}}, "splits": [split("two", 100)]},
+        {"splits": [split("one", 100)]},
+    ]);
+    rig.ingress("tag", spec);
+    rig.settle().await;
+    for (tag, backend) in [("two", "two"), ("other", "one"), ("", "one")] {
+        let request = Request { headers: vec![("Knative-Serving-Tag", tag)], ..Request::to("tag.example.com") };
+        assert_eq!(rig.send(&request).await.text("backend"), backend);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scaling_travels_as_endpoints_only() {
+    for state_of_the_world in [false, true] {
+        let rig = rig!(state_of_the_world);
+        let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+        rig.service("app", "http", &[one.address]);
+        rig.ingress("app", host("app.example.com", json!([split("app", 100)])));
+        rig.settle().await;
+        assert_eq!(rig.get("app.example.com").await.text("backend"), "one");
+        let before = rig.updates().await;
+        rig.service("app", "http", &[two.address]);
+        rig.settle().await;
+        rig.until("the new address", async || rig.get("app.example.com").await.text("backend") == "two").await;
+        assert_eq!(rig.updates().await, before, "no cluster, listener or route was updated");
+        rig.service("app", "http", &[]);
+        rig.settle().await;
+        rig.until("no address", async || rig.get("app.example.com").await.status == 503).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_resource_is_left_out_and_named() {
+    for state_of_the_world in [false, true] {
+        let rig = rig!(state_of_the_world);
+        let one = Backend::start("one").await;
+        rig.service("one", "http", &[one.address]);
+        // Envoy refuses values with a line break, which Kubernetes lets through.
+        let mut bad = host("bad.example.com", json!([split("one", 100)]));
+        bad["rules"][0]["http"]["paths"][0]["splits"][0]["appendHeaders"] = json!({"X-Bad\n": "x"});
+        rig.ingress("bad", bad);
+        for name in ["a", "b", "c"] {
+            rig.ingress(name, host(&format!("{name}.example.com"), json!([split("one", 100)])));
+        }
+        rig.settle().await;
+        for name in ["a", "b", "c"] {
+            assert_eq!(rig.get(&format!("{name}.example.com")).await.status, 200, "{name}");
+        }
+        assert_eq!(rig.get("bad.example.com").await.status, 404);
+        let refused = rig.refused("bad");
+        assert!(refused.contains("(default/bad).Domain[bad.example.com]"), "{refused}");
+        assert_eq!(rig.refused("a"), "");
+
+        let responses = rig.rejections().await;
+        rig.ingress("d", host("d.example.com", json!([split("one", 100)])));
+        rig.settle().await;
+        assert_eq!(rig.get("d.example.com").await.status, 200);
+        assert_eq!(rig.rejections().await, responses, "what was refused is not offered again");
+
+        rig.ingress("bad", host("bad.example.com", json!([split("one", 100)])));
+        rig.settle().await;
+        assert_eq!(rig.get("bad.example.com").await.status, 200);
+        assert_eq!(rig.refused("bad"), "");
+
+        // A cluster that Envoy refuses, in the middle of good ones.
+        let mut change = Change::default();
+        for (name, valid) in [("x/1", true), ("x/2", false), ("x/3", true)] {
+            let model = ingress::model::Cluster {
+                name: name.to_owned(),
+                http2: false,
+                location: ingress::model::Location::Dns {
+                    host: "localhost".to_owned(),
+                    port: if valid { 80 } else { 0 },
+                },
+            };
+            let mut message = ingress::envoy::cluster(&model);
+            if !valid {
+                message.connect_timeout = Some(Default::default());
+            }
+            change.set.push(Resource::new(Kind::Cluster, name, Version::of(&model), &message));
+        }
+        rig.xds().publish(change);
+        rig.settle().await;
+        let clusters = rig.admin("/clusters").await;
+        assert!(clusters.contains("x/1::") && clusters.contains("x/3::") && !clusters.contains("x/2::"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_fails_while_revisions_and_the_control_plane_come_and_go() {
+    for state_of_the_world in [false, true] {
+        let mut rig = rig!(state_of_the_world);
+        let backends = [Backend::start("one").await, Backend::start("two").await];
+        rig.service("r0", "http", &[backends[0].address]);
+        rig.ingress("app", host("app.example.com", json!([split("r0", 100)])));
+        rig.settle().await;
+        let traffic = rig.traffic("app.example.com");
+        for step in 1..=10 {
+            let (old, new) = (format!("r{}", step - 1), format!("r{step}"));
+            rig.service(&new, "http", &[backends[step % 2].address]);
+            rig.ingress("app", host("app.example.com", json!([split(&new, 100)])));
+            rig.settle().await;
+            rig.remove_service(&old);
+            let answer = rig.get("app.example.com").await;
+            assert_eq!(answer.header("x-split"), new, "what is acknowledged is served");
+        }
+        rig.restart_control_plane().await;
+        rig.settle().await;
+        rig.ingress("late", host("late.example.com", json!([split("r10", 100)])));
+        rig.settle().await;
+        assert_eq!(rig.get("late.example.com").await.status, 200);
+        let (answered, failed) = traffic.stop().await;
+        assert!(answered > 50, "only {answered} requests");
+        assert_eq!(failed, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_backend_is_proven_before_the_old_one_goes() {
+    let rig = rig!(false);
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    rig.service("one", "http", &[one.address]);
+    rig.ingress("app", host("app.example.com", json!([split("one", 100)])));
+    rig.settle().await;
+    rig.service("two", "http", &[]);
+    rig.ingress("app", host("app.example.com", json!([split("two", 100)])));
+    rig.settle().await;
+    assert_eq!(rig.get("app.example.com").await.text("backend"), "one");
+    rig.service("two", "http", &[two.address]);
+    rig.settle().await;
+    assert_eq!(rig.get("app.example.com").await.text("backend"), "two");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_in_force_within_milliseconds() {
+    let rig = rig!(false);
+    let one = Backend::start("one").await;
+    rig.service("one", "http", &[one.address]);
+    for n in 0..200 {
+        rig.ingress(&format!("i{n}"), host(&format!("h{n}.example.com"), json!([split("one", 100)])));
+    }
+    rig.settle().await;
+    let started = Instant::now();
+    rig.ingress("new", host("new.example.com", json!([split("one", 100)])));
+    rig.settle().await;
+    let took = started.elapsed();
+    println!("a new ingress beside 200 others was acknowledged after {took:?}");
+    assert!(took < Duration::from_secs(2));
+}

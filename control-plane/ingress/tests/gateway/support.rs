@@ -1,0 +1,427 @@
+//! A gateway, a control plane and backends on free ports of this machine.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    convert::Infallible,
+    net::SocketAddr,
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use api::networking::v1alpha1::Ingress;
+use controller::ObjectKey;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use ingress::{
+    Admin, Bootstrap, Options,
+    world::{Objects, Pending, World},
+};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, process::Child, task::JoinHandle};
+use xds::{Server, Xds};
+
+pub struct Rig {
+    external: SocketAddr,
+    internal: SocketAddr,
+    admin: SocketAddr,
+    objects: Store,
+    options: Options,
+    control: Mutex<Control>,
+    // In this order: the gateway ends before its files go.
+    _envoy: Child,
+    _files: tempfile::TempDir,
+}
+
+struct Control {
+    xds: Xds,
+    world: World<Store>,
+    events: tokio::sync::mpsc::UnboundedReceiver<xds::Event>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Clone, Default)]
+struct Store(Arc<Mutex<Stored>>);
+
+#[derive(Default)]
+struct Stored {
+    services: HashMap<ObjectKey, Arc<Service>>,
+    slices: HashMap<ObjectKey, Arc<EndpointSlice>>,
+    ingresses: HashMap<ObjectKey, Ingress>,
+}
+
+pub struct Backend {
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+#[derive(Clone)]
+pub struct Request<'a> {
+    pub host: &'a str,
+    pub path: &'a str,
+    pub headers: Vec<(&'a str, &'a str)>,
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    body: Value,
+}
+
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    tasks: Vec<JoinHandle<Vec<String>>>,
+}
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+// === impl Rig ===
+
+impl Rig {
+    /// `None`, with a message, when there is no Envoy on this machine.
+    pub async fn start(state_of_the_world: bool) -> Option<Self> {
+        let Some(program) = envoy() else {
+            eprintln!("skipped: no Envoy; name one in ENVOY or put it on PATH");
+            return None;
+        };
+        let [xds, external, internal, probe, admin] = free_ports().await;
+        let options = Options {
+            xds_listen: xds,
+            external_listen: vec![external],
+            internal_listen: vec![internal],
+            probe_listen: vec![probe],
+            ..Options::default()
+        };
+        let mut options = options;
+        options.settings.access_log = false;
+        let objects = Store::default();
+        let control = Control::start(&objects, &options).await;
+        let files = tempfile::tempdir().unwrap();
+        let config = files.path().join("envoy.json");
+        let bootstrap = Bootstrap { state_of_the_world, concurrency: 1, ..Bootstrap::new(xds, Admin::Tcp(admin)) };
+        std::fs::write(&config, bootstrap.render()).unwrap();
+        let envoy = tokio::process::Command::new(program)
+            .args(bootstrap.arguments(&config))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let control = Mutex::new(control);
+        let rig = Rig { external, internal, admin, objects, options, control, _envoy: envoy, _files: files };
+        rig.settle().await;
+        let ready = Request { path: "/ready", ..Request::to("internalkourier") };
+        rig.until("the gateway", async || rig.try_send(rig.internal, &ready).await.is_ok_and(|a| a.status == 200)).await;
+        Some(rig)
+    }
+
+    pub fn xds(&self) -> Xds {
+        self.control.lock().xds.clone()
+    }
+
+    /// Creates or replaces a Service with these ready addresses, and tells the control plane.
+    pub fn service(&self, name: &str, port_name: &str, addresses: &[SocketAddr]) {
+        let key = ObjectKey::new("default", name);
+        let service = json!({"metadata": {"name": name, "namespace": "default"},
+            "spec": {"ports": [{"name": port_name, "port": 80, "targetPort": "web"}]}});
+        let port = addresses.first().map_or(1, |address| address.port());
+        let endpoints: Vec<Value> =
+            addresses.iter().map(|address| json!({"addresses": [address.ip().to_string()]})).collect();
+        let slice = json!({"metadata": {"name": name, "namespace": "default"}, "addressType": "IPv4",
+            "ports": [{"name": port_name, "port": port}], "endpoints": endpoints});
+        {
+            let mut stored = self.objects.0.lock();
+            stored.services.insert(key.clone(), Arc::new(serde_json::from_value(service).unwrap()));
+            stored.slices.insert(key.clone(), Arc::new(serde_json::from_value(slice).unwrap()));
+        }
+        self.refresh(&key);
+    }
+
+    pub fn remove_service(&self, name: &str) {
+        let key = ObjectKey::new("default", name);
+        {
+            let mut stored = self.objects.0.lock();
+            stored.services.remove(&key);
+            stored.slices.remove(&key);
+        }
+        self.refresh(&key);
+    }
+
+    fn refresh(&self, service: &ObjectKey) {
+        let mut control = self.control.lock();
+        let again = control.world.refresh(service);
+        self.apply_again(&mut control, again);
+    }
+
+    pub fn ingress(&self, name: &str, spec: Value) {
+        let mut ingress: Ingress = serde_json::from_value(json!({
+            "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
+            "metadata": {"name": name, "namespace": "default"}, "spec": spec,
+        }))
+        .unwrap();
+        let key = ObjectKey::of(&ingress);
+        let mut stored = self.objects.0.lock();
+        let generation = stored.ingresses.get(&key).and_then(|old| old.metadata.generation).unwrap_or_default() + 1;
+        ingress.metadata.generation = Some(generation);
+        stored.ingresses.insert(key, ingress.clone());
+        drop(stored);
+        let mut control = self.control.lock();
+        let again = control.world.apply(&ingress);
+        self.apply_again(&mut control, again);
+    }
+
+    fn apply_again(&self, control: &mut Control, mut keys: BTreeSet<ObjectKey>) {
+        while let Some(key) = keys.pop_first() {
+            let ingress = self.objects.0.lock().ingresses[&key].clone();
+            keys.extend(control.world.apply(&ingress));
+        }
+    }
+
+    /// Until every gateway has acknowledged or refused everything.
+    pub async fn settle(&self) {
+        let xds = self.xds();
+        let revision = xds.publish(Default::default());
+        let mut settled = xds.settled();
+        let done = settled.wait_for(|settled| settled.gateways > 0 && settled.revision >= revision);
+        tokio::time::timeout(DEADLINE, done).await.expect("the gateway acknowledges").unwrap();
+        let mut control = self.control.lock();
+        while let Ok(event) = control.events.try_recv() {
+            control.world.note(&event);
+        }
+    }
+
+    /// What the status of an Ingress would say about a refusal.
+    pub fn refused(&self, name: &str) -> String {
+        let key = ObjectKey::new("default", name);
+        let generation = self.objects.0.lock().ingresses[&key].metadata.generation.unwrap();
+        let control = self.control.lock();
+        let settled = *control.xds.settled().borrow();
+        match control.world.pending(&key, generation, settled) {
+            Pending::Refused(message) => message,
+            Pending::Nothing => String::new(),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    /// The control plane ends and starts with nothing but the objects.
+    pub async fn restart_control_plane(&mut self) {
+        let control = self.control.get_mut();
+        control.server.abort();
+        let _ = (&mut control.server).await;
+        *control = Control::start(&self.objects, &self.options).await;
+    }
+
+    pub async fn get(&self, host: &str) -> Answer {
+        self.send(&Request::to(host)).await
+    }
+
+    pub async fn send(&self, request: &Request<'_>) -> Answer {
+        self.try_send(self.external, request).await.unwrap()
+    }
+
+    pub async fn internal(&self, request: &Request<'_>) -> Answer {
+        self.try_send(self.internal, request).await.unwrap()
+    }
+
+    async fn try_send(&self, to: SocketAddr, request: &Request<'_>) -> Result<Answer, String> {
+        send(to, request).await
+    }
+
+    pub async fn admin(&self, path: &str) -> String {
+        let answer = send(self.admin, &Request { path, ..Request::to("admin") }).await.unwrap();
+        answer.body.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// How often Envoy took a cluster, listener or route update.
+    pub async fn updates(&self) -> [u64; 3] {
+        let stats = self.admin("/stats").await;
+        let sum = |part: &str, end: &str| -> u64 {
+            let lines = stats.lines().filter_map(|line| line.split_once(": "));
+            lines.filter(|(name, _)| name.contains(part) && name.ends_with(end)).filter_map(|(_, n)| n.parse::<u64>().ok()).sum()
+        };
+        [
+            sum("cluster_manager.cds.", "update_success"),
+            sum("listener_manager.lds.", "update_success"),
+            sum(".rds.", "update_success"),
+        ]
+    }
+
+    /// How often Envoy refused an update.
+    pub async fn rejections(&self) -> u64 {
+        let stats = self.admin("/stats?filter=update_rejected").await;
+        stats.lines().filter_map(|line| line.split_once(": ")?.1.parse::<u64>().ok()).sum()
+    }
+
+    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let wait = async {
+            while !condition().await {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, wait).await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+    }
+
+    /// Requests without pause, until stopped.
+    pub fn traffic(&self, host: &'static str) -> Traffic {
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let worker = || {
+            let (stop, answered, to) = (stop.clone(), answered.clone(), self.external);
+            tokio::spawn(async move {
+                let mut failed = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match send(to, &Request::to(host)).await {
+                        Ok(answer) if answer.status == 200 => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        Ok(answer) => failed.push(format!("{answer:?}")),
+                        Err(error) => failed.push(error),
+                    }
+                }
+                failed
+            })
+        };
+        Traffic { tasks: vec![worker(), worker()], stop, answered }
+    }
+}
+
+impl Traffic {
+    pub async fn stop(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut failed = Vec::new();
+        for task in self.tasks {
+            failed.extend(task.await.unwrap());
+        }
+        (self.answered.load(Ordering::Relaxed), failed)
+    }
+}
+
+impl Control {
+    async fn start(objects: &Store, options: &Options) -> Self {
+        let (xds, events) = Xds::new(options.host_discovery);
+        let mut world = World::new(objects.clone(), xds.clone(), options);
+        let ingresses: Vec<Ingress> = objects.0.lock().ingresses.values().cloned().collect();
+        for ingress in &ingresses {
+            world.apply(ingress);
+        }
+        let server = loop {
+            // The port may still be held by connections of the former one.
+            match Server::bind(options.xds_listen).await {
+                Ok(server) => break server,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        let serving = xds.clone();
+        let server = tokio::spawn(async move { server.run(serving, std::future::pending()).await.unwrap() });
+        Control { xds, world, events, server }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Objects for Store {
+    fn service(&self, key: &ObjectKey) -> Option<Arc<Service>> {
+        self.0.lock().services.get(key).cloned()
+    }
+
+    fn slices(&self, service: &ObjectKey) -> Vec<Arc<EndpointSlice>> {
+        self.0.lock().slices.get(service).cloned().into_iter().collect()
+    }
+}
+
+// === impl Backend ===
+
+impl Backend {
+    /// Speaks HTTP/1 and h2c and tells who it is and what it got.
+    pub async fn start(name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| async move {
+                    let mut headers: HashMap<String, String> = HashMap::new();
+                    for (name, value) in request.headers() {
+                        headers.insert(name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned());
+                    }
+                    if let Some(authority) = request.uri().authority() {
+                        headers.insert("host".to_owned(), authority.to_string());
+                    }
+                    let body = json!({"backend": name, "version": format!("{:?}", request.version()),
+                        "path": request.uri().path(), "headers": headers});
+                    Ok::<_, Infallible>(hyper::Response::new(Full::new(Bytes::from(body.to_string()))))
+                });
+                tokio::spawn(async move {
+                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Backend { address, task }
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl<'a> Request<'a> {
+    pub fn to(host: &'a str) -> Self {
+        Request { host, path: "/", headers: Vec::new() }
+    }
+}
+
+impl Answer {
+    pub fn text(&self, field: &str) -> &str {
+        self.body[field].as_str().unwrap_or_default()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.body["headers"][name].as_str().unwrap_or_default()
+    }
+}
+
+/// One request on a connection of its own.
+async fn send(to: SocketAddr, request: &Request<'_>) -> Result<Answer, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let stream = tokio::net::TcpStream::connect(to).await.map_err(|e| text(&e))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| text(&e))?;
+    let connection = tokio::spawn(connection);
+    let mut builder = hyper::Request::get(request.path).header("host", request.host);
+    for (name, value) in &request.headers {
+        builder = builder.header(*name, *value);
+    }
+    let request = builder.body(Full::<Bytes>::default()).map_err(|e| text(&e))?;
+    let response = sender.send_request(request).await.map_err(|e| text(&e))?;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.map_err(|e| text(&e))?.to_bytes();
+    connection.abort();
+    let plain = || Value::String(String::from_utf8_lossy(&body).into_owned());
+    Ok(Answer { status, body: serde_json::from_slice(&body).unwrap_or_else(|_| plain()) })
+}
+
+async fn free_ports<const N: usize>() -> [SocketAddr; N] {
+    let mut listeners = Vec::new();
+    for _ in 0..N {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    std::array::from_fn(|i| listeners[i].local_addr().unwrap())
+}
+
+fn envoy() -> Option<PathBuf> {
+    let named = std::env::var_os("ENVOY").map(PathBuf::from);
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../.venv/bin/envoy");
+    let on_path = std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join("envoy")).collect::<Vec<_>>();
+    named.into_iter().chain(on_path).chain([root]).find(|path| path.is_file())
+}
