@@ -14,6 +14,7 @@ use std::sync::Arc;
 use controller::{Context, Error};
 
 pub mod configuration;
+pub mod route;
 pub mod service;
 pub mod shared;
 
@@ -40,5 +41,6 @@ pub async fn run(ctx: Context, options: Options) -> Result<(), Error> {
     let shared = Arc::new(Shared::start(&ctx).await?);
     service::start(&shared, options.workers);
     configuration::start(&shared, options.workers);
+    route::start(&shared, options.workers);
     Ok(())
 }
