@@ -14,6 +14,7 @@ use std::sync::Arc;
 use controller::{Context, Error};
 
 pub mod configuration;
+pub mod revision;
 pub mod route;
 pub mod service;
 pub mod shared;
@@ -41,6 +42,7 @@ pub async fn run(ctx: Context, options: Options) -> Result<(), Error> {
     let shared = Arc::new(Shared::start(&ctx).await?);
     service::start(&shared, options.workers);
     configuration::start(&shared, options.workers);
+    revision::start(&shared, options.workers).await;
     route::start(&shared, options.workers);
     Ok(())
 }
