@@ -1,0 +1,157 @@
+//! Starting one process: the program is looked up inside the container's root, then fork and exec.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::process::Child;
+
+use super::{Inside, Root, isolate};
+
+/// Where programs are looked for if the container's environment has no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// One process to start.
+#[derive(Debug, Default)]
+pub(crate) struct Launch {
+    /// Program and arguments; never empty.
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) working_dir: PathBuf,
+    /// Used when `working_dir` does not exist and was not asked for by the user.
+    pub(crate) working_dir_required: bool,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) no_new_privileges: bool,
+    /// The container's file system; `None` runs in the host's.
+    pub(crate) root: Option<Root>,
+}
+
+/// A started process and what is needed to look after it.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) child: Child,
+    pub(crate) pid: i32,
+    /// The container's mount namespace, to run probes and hooks in.
+    pub(crate) mounts: Option<OwnedFd>,
+}
+
+/// Why a process did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// The program is not there or cannot be executed: the user's mistake.
+    #[error("{0}")]
+    Program(String),
+    /// The surroundings could not be made.
+    #[error("cannot make the container's file system: {0}")]
+    Root(String),
+}
+
+// === impl Inside ===
+
+impl Inside {
+    /// Starts a process in this thread's namespaces, in a root of its own if it has one.
+    pub(crate) fn launch(&mut self, launch: &Launch) -> Result<Launched, StartError> {
+        let Some(root) = &launch.root else { return self.spawn(launch, None) };
+        let started = self.own_mounts().map_err(|error| StartError::Root(error.to_string())).and_then(|()| {
+            root.build().map_err(StartError::Root)?;
+            let mounts = std::fs::File::open("/proc/thread-self/ns/mnt").map_err(in_root)?;
+            self.spawn(launch, Some(mounts.into()))
+        });
+        self.return_to_host();
+        started
+    }
+
+    /// Starts a process in the root of a running container.
+    pub(crate) fn launch_in(&mut self, mounts: Option<&OwnedFd>, launch: &Launch) -> Result<Launched, StartError> {
+        let Some(mounts) = mounts else { return self.spawn(launch, None) };
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(mounts), Some(LinkNameSpaceType::Mount))
+            .map_err(|error| StartError::Root(error.to_string()))?;
+        let started = self.spawn(launch, None);
+        self.return_to_host();
+        started
+    }
+
+    fn own_mounts(&self) -> io::Result<()> {
+        isolate::copy_mounts()
+    }
+
+    fn return_to_host(&self) {
+        let Some(host) = &self.host_mounts else { return };
+        let moved = move_into_link_name_space(std::os::fd::AsFd::as_fd(host), Some(LinkNameSpaceType::Mount));
+        if let Err(error) = moved {
+            tracing::error!(%error, "a pod's thread cannot return to the host's file system");
+        }
+    }
+
+    fn spawn(&self, launch: &Launch, mounts: Option<OwnedFd>) -> Result<Launched, StartError> {
+        let name = launch.argv.first().map(String::as_str).unwrap_or_default();
+        let working_dir = match launch.working_dir.is_dir() {
+            true => launch.working_dir.as_path(),
+            false if !launch.working_dir_required => Path::new("/"),
+            false => {
+                let dir = launch.working_dir.display();
+                return Err(StartError::Program(format!("working directory {dir} does not exist")));
+            }
+        };
+        let path = launch.env.iter().rev().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
+        let program = find_program(name, path, working_dir)?;
+        let mut command = Command::new(program);
+        command
+            .arg0(OsString::from(name))
+            .args(&launch.argv[1..])
+            .env_clear()
+            .envs(launch.env.iter().map(|(name, value)| (name, value)))
+            .current_dir(working_dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(gid) = launch.gid {
+            command.gid(gid);
+        }
+        if let Some(uid) = launch.uid {
+            command.uid(uid);
+        }
+        isolate::tie_to_this_thread(&mut command, launch.no_new_privileges);
+        let _runtime = self.runtime.enter();
+        let child = tokio::process::Command::from(command)
+            .spawn()
+            .map_err(|error| StartError::Program(format!("exec: {name:?}: {error}")))?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
+        Ok(Launched { child, pid, mounts })
+    }
+}
+
+fn in_root(error: io::Error) -> StartError {
+    StartError::Root(error.to_string())
+}
+
+/// The file that `name` means: itself if it has a slash, otherwise the first executable of that name in `path`.
+fn find_program(name: &str, path: &str, working_dir: &Path) -> Result<PathBuf, StartError> {
+    if name.contains('/') {
+        let file = working_dir.join(name);
+        return match file.metadata() {
+            Ok(meta) if meta.is_dir() => Err(StartError::Program(format!("exec: {name:?}: is a directory"))),
+            Ok(meta) if meta.permissions().mode() & 0o111 == 0 => {
+                Err(StartError::Program(format!("exec: {name:?}: permission denied")))
+            }
+            Ok(_) => Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(StartError::Program(format!("exec: {name:?}: stat {name}: no such file or directory")))
+            }
+            Err(error) => Err(StartError::Program(format!("exec: {name:?}: {error}"))),
+        };
+    }
+    let executable =
+        |file: &PathBuf| file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    path.split(':')
+        .filter(|dir| !dir.is_empty())
+        .map(|dir| working_dir.join(dir).join(name))
+        .find(executable)
+        .ok_or_else(|| StartError::Program(format!("exec: {name:?}: executable file not found in $PATH")))
+}
