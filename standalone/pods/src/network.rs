@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub(crate) use cell::Cell;
+pub(crate) use leftovers::kill_namespace;
 use netlink::Netlink;
 
 use crate::options::{Cidr, fnv};
@@ -207,7 +208,9 @@ impl Network {
     /// Names of interfaces on the host that belong to this installation, for checks that nothing is left.
     pub async fn interfaces(&self) -> Result<HashSet<String>, Error> {
         match &self.inner.host {
-            Some(host) => Ok(host.named(&format!("pr{}-", self.inner.tag)).await?.into_iter().map(|l| l.name).collect()),
+            Some(host) => {
+                Ok(host.named(&format!("pr{}-", self.inner.tag)).await?.into_iter().map(|l| l.name).collect())
+            }
             None => Ok(HashSet::new()),
         }
     }

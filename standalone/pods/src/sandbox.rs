@@ -16,7 +16,7 @@ use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
-pub(crate) use launch::{Launch, Launched, StartError};
+pub(crate) use launch::{Launch, StartError};
 pub(crate) use rootfs::{HostMounts, Mount, Root};
 
 use crate::Error;

@@ -168,8 +168,7 @@ impl Netlink {
     }
 
     pub(super) async fn default_route(&self, index: u32) -> Result<(), Error> {
-        let route =
-            RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY).output_interface(index).onlink().build();
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY).output_interface(index).onlink().build();
         self.handle.route().add(route).execute().await.map_err(Error::netlink("add the default route"))
     }
 

@@ -200,8 +200,7 @@ impl Layer {
         }
         let escape = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,");
         let work = self.base.join(format!("w{}", self.name));
-        let data =
-            format!("lowerdir={},upperdir={},workdir={}", escape(lower), escape(&self.path()), escape(&work));
+        let data = format!("lowerdir={},upperdir={},workdir={}", escape(lower), escape(&self.path()), escape(&work));
         let data = CString::new(data).map_err(|error| error.to_string())?;
         mount("overlay", target, "overlay", MountFlags::empty(), data.as_c_str())
             .map_err(|error| format!("overlay of {}: {error}", lower.display()))
@@ -259,8 +258,8 @@ fn clone_sub_path(base: &Path, sub: &str) -> io::Result<OwnedFd> {
 /// Attaches a cloned tree at its place in the new root, which is this thread's root already.
 fn attach(volume: OwnedFd, mount: &Mount) -> io::Result<()> {
     let target = Path::new("/").join(&mount.target);
-    let is_dir = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&volume)?.st_mode)
-        == rustix::fs::FileType::Directory;
+    let is_dir =
+        rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&volume)?.st_mode) == rustix::fs::FileType::Directory;
     if is_dir {
         fs::create_dir_all(&target)?;
     } else if !target.exists() {

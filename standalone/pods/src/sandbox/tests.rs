@@ -57,12 +57,8 @@ async fn a_pod_sees_its_own_files_and_network_and_leaves_no_trace() {
     std::fs::write(volume.join("key"), "value").unwrap();
     std::fs::write(data.path().join("log"), "").unwrap();
     std::fs::write(data.path().join("secret"), "hidden").unwrap();
-    let mount = |source: PathBuf, target: &str, read_only| Mount {
-        source,
-        sub_path: None,
-        target: target.into(),
-        read_only,
-    };
+    let mount =
+        |source: PathBuf, target: &str, read_only| Mount { source, sub_path: None, target: target.into(), read_only };
     let root = Root {
         scratch,
         host: Arc::new(HostMounts::read(data.path()).unwrap()),

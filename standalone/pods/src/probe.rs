@@ -1,0 +1,250 @@
+//! Probes: when they run, what their results mean, and how they are made.
+//!
+//! The kubelet lets a whole period pass between two readiness probes, which would add seconds to every cold start. Here
+//! the first success is looked for at once and then at growing distances of at most 50 ms; afterwards the period
+//! counts. What a result means (thresholds, start-up before the others) is as upstream.
+
+mod check;
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+pub(crate) use check::{Exec, Target, check, exec, http_get};
+
+/// Distances between probes until the first success: fine at first, when most programs get ready.
+const SEEKING: [u64; 11] = [1, 1, 2, 2, 3, 4, 6, 10, 16, 25, 50];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Startup,
+    Readiness,
+    Liveness,
+}
+
+/// What the container's life is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    Started,
+    Ready(bool),
+    /// A failure that users should see in an event.
+    Unhealthy(Kind, String),
+    /// The container must be restarted.
+    Kill(Kind),
+}
+
+/// The counting side of one probe.
+#[derive(Debug)]
+pub(crate) struct Counter {
+    success_threshold: i32,
+    failure_threshold: i32,
+    /// How often in a row the last result came.
+    run: i32,
+    last: Option<bool>,
+}
+
+/// Timing and thresholds with their defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Timing {
+    pub(crate) delay: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) period: Duration,
+}
+
+// === impl Counter ===
+
+impl Counter {
+    pub(crate) fn new(probe: &Probe) -> Self {
+        Self {
+            success_threshold: probe.success_threshold.unwrap_or(1).max(1),
+            failure_threshold: probe.failure_threshold.unwrap_or(3).max(1),
+            run: 0,
+            last: None,
+        }
+    }
+
+    /// `Some` when the threshold of this result is reached.
+    pub(crate) fn count(&mut self, success: bool) -> Option<bool> {
+        self.run = if self.last == Some(success) { self.run + 1 } else { 1 };
+        self.last = Some(success);
+        let threshold = if success { self.success_threshold } else { self.failure_threshold };
+        (self.run >= threshold).then_some(success)
+    }
+}
+
+// === impl Timing ===
+
+impl Timing {
+    pub(crate) fn of(probe: &Probe) -> Self {
+        let seconds = |value: Option<i32>, default: u64| {
+            Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).filter(|v| *v > 0).unwrap_or(default))
+        };
+        Self {
+            delay: seconds(probe.initial_delay_seconds, 0),
+            timeout: seconds(probe.timeout_seconds, 1),
+            period: seconds(probe.period_seconds, 10),
+        }
+    }
+}
+
+/// Runs all probes of a started container until one asks for its death. Dropping it stops probing.
+pub(crate) async fn run(container: &Container, target: &Target, mut tell: impl FnMut(Event) + Send) -> Kind {
+    if let Some(probe) = &container.startup_probe {
+        if watch(Kind::Startup, probe, container, target, &mut tell).await {
+            tell(Event::Kill(Kind::Startup));
+            return Kind::Startup;
+        }
+    }
+    tell(Event::Started);
+    let (told, mut results) = tokio::sync::mpsc::unbounded_channel();
+    let readiness = async {
+        match &container.readiness_probe {
+            Some(probe) => {
+                let mut tell = |event| drop(told.send(event));
+                watch(Kind::Readiness, probe, container, target, &mut tell).await;
+            }
+            None => drop(told.send(Event::Ready(true))),
+        }
+        std::future::pending::<()>().await;
+    };
+    let liveness = async {
+        match &container.liveness_probe {
+            Some(probe) => {
+                let mut tell = |event| drop(told.send(event));
+                watch(Kind::Liveness, probe, container, target, &mut tell).await;
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let forward = async {
+        while let Some(event) = results.recv().await {
+            tell(event);
+        }
+    };
+    tokio::select! {
+        () = readiness => {}
+        () = liveness => {}
+        () = forward => {}
+    }
+    while let Ok(event) = results.try_recv() {
+        tell(event);
+    }
+    tell(Event::Kill(Kind::Liveness));
+    Kind::Liveness
+}
+
+/// One probe's life. A start-up probe ends with its first success (false); start-up and liveness end when the failure
+/// threshold is reached (true).
+async fn watch(
+    kind: Kind,
+    probe: &Probe,
+    container: &Container,
+    target: &Target,
+    tell: &mut (impl FnMut(Event) + Send),
+) -> bool {
+    let timing = Timing::of(probe);
+    let mut counter = Counter::new(probe);
+    tokio::time::sleep(timing.delay).await;
+    let began = tokio::time::Instant::now();
+    let mut seeking = (kind != Kind::Liveness).then_some(0usize);
+    // Failures while seeking count once per period, as if only those probes had been made.
+    let mut counted_until = began;
+    loop {
+        let now = tokio::time::Instant::now();
+        let result = check(probe, container, target, timing.timeout).await;
+        let counts = seeking.is_none() || result.is_ok() || now >= counted_until;
+        if counts {
+            counted_until += timing.period;
+            if let Err(message) = &result {
+                // A refused connection right after the start is how every start looks.
+                if seeking.is_none() || now.duration_since(began) >= timing.period {
+                    tell(Event::Unhealthy(kind, message.clone()));
+                }
+            }
+            match (kind, counter.count(result.is_ok())) {
+                (Kind::Startup, Some(success)) => return !success,
+                (Kind::Readiness, Some(ready)) => {
+                    tell(Event::Ready(ready));
+                    if ready {
+                        seeking = None;
+                    }
+                }
+                (Kind::Liveness, Some(false)) => return true,
+                _ => {}
+            }
+        }
+        let wait = match &mut seeking {
+            None => timing.period,
+            Some(n) => {
+                let wait = Duration::from_millis(SEEKING[(*n).min(SEEKING.len() - 1)]);
+                *n += 1;
+                wait
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The number of a port given by number or by the name of one of the container's ports.
+pub(crate) fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => {
+            let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(name));
+            named.map(|port| port.container_port).or_else(|| name.parse().ok())
+        }
+    };
+    let number = number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0);
+    number.ok_or_else(|| match port {
+        IntOrString::Int(number) => format!("invalid port number: {number}"),
+        IntOrString::String(name) => format!("couldn't find port named {name:?}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_count_results_in_a_row() {
+        let probe = Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Probe::default() };
+        let mut counter = Counter::new(&probe);
+        let results = [true, false, true, true, false, false, false];
+        let counted: Vec<_> = results.into_iter().map(|result| counter.count(result)).collect();
+        assert_eq!(counted, [None, None, None, Some(true), None, None, Some(false)]);
+    }
+
+    #[tokio::test]
+    async fn readiness_is_found_within_milliseconds_of_listening() {
+        let reserved = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = reserved.local_addr().unwrap();
+        drop(reserved);
+        let probe: Probe = serde_json::from_value(serde_json::json!({"tcpSocket": {"port": address.port()}})).unwrap();
+        let container = Container { readiness_probe: Some(probe), ..Container::default() };
+        let target = Target::address(std::net::Ipv4Addr::LOCALHOST);
+        let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
+        let task = tokio::spawn(async move { run(&container, &target, move |event| drop(send.send(event))).await });
+        assert_eq!(receive.recv().await, Some(Event::Started));
+        let _listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let listening = std::time::Instant::now();
+        assert_eq!(receive.recv().await, Some(Event::Ready(true)));
+        assert!(listening.elapsed() < Duration::from_millis(500), "{:?}", listening.elapsed());
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn liveness_kills_at_its_threshold() {
+        // Nobody listens on port 1.
+        let probe = serde_json::json!({"tcpSocket": {"port": 1}, "failureThreshold": 1});
+        let probe: Probe = serde_json::from_value(probe).unwrap();
+        let container = Container { liveness_probe: Some(probe), ..Container::default() };
+        let target = Target::address(std::net::Ipv4Addr::LOCALHOST);
+        let mut events = Vec::new();
+        let killed = run(&container, &target, |event| events.push(event)).await;
+        assert_eq!(killed, Kind::Liveness);
+        let told = [Event::Started, Event::Ready(true)];
+        assert_eq!(events[..2], told, "without a readiness probe a started container is ready");
+        assert!(matches!(events[2], Event::Unhealthy(Kind::Liveness, _)), "{events:?}");
+    }
+}
