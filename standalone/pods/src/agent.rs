@@ -218,7 +218,7 @@ impl Handle {
             .collect();
         let default = found.annotations().get("kubectl.kubernetes.io/default-container").map(String::as_str);
         let name = if container.is_empty() {
-            default.filter(|name| names.contains(name)).or(names.first().copied()).unwrap_or_default()
+            default.filter(|name| names.contains(name)).or_else(|| names.first().copied()).unwrap_or_default()
         } else {
             container
         };

@@ -178,7 +178,6 @@ impl Runner {
                 let kind = format!("{kind:?}");
                 agent.recorder.warning(pod.as_ref(), "Unhealthy", &format!("{kind} probe failed: {message}"));
             }
-            probe::Event::Kill(_) => {}
         };
         enum Next {
             Ended(ExitStatus),
@@ -205,7 +204,8 @@ impl Runner {
             }
             Next::Stop => {
                 self.info("Killing", &format!("Stopping container {}", self.container.name));
-                let stop = (*self.stop.borrow()).unwrap_or(Stop { deadline: Instant::now(), force: true });
+                let stop = *self.stop.borrow();
+                let stop = stop.unwrap_or_else(|| Stop { deadline: Instant::now(), force: true });
                 self.terminate(&mut running, stop).await
             }
         };

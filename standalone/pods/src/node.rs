@@ -92,7 +92,7 @@ fn status(options: &Options, machine: Machine, ip: Ipv4Addr, arch: &str, now: Ti
                "lastHeartbeatTime": now, "lastTransitionTime": now})
     };
     let resources = json!({
-        "cpu": if machine.millicpu % 1000 == 0 { format!("{}", machine.millicpu / 1000) } else { format!("{}m", machine.millicpu) },
+        "cpu": if machine.millicpu.is_multiple_of(1000) { format!("{}", machine.millicpu / 1000) } else { format!("{}m", machine.millicpu) },
         "memory": format!("{}Ki", machine.memory / 1024),
         "pods": PODS.to_string(),
     });

@@ -30,8 +30,6 @@ pub(crate) enum Event {
     Ready(bool),
     /// A failure that users should see in an event.
     Unhealthy(Kind, String),
-    /// The container must be restarted.
-    Kill(Kind),
 }
 
 /// The counting side of one probe.
@@ -88,13 +86,12 @@ impl Timing {
     }
 }
 
-/// Runs all probes of a started container until one asks for its death. Dropping it stops probing.
+/// Runs all probes of a started container until one asks for its death, and says which. Dropping it stops probing.
 pub(crate) async fn run(container: &Container, target: &Target, mut tell: impl FnMut(Event) + Send) -> Kind {
-    if let Some(probe) = &container.startup_probe {
-        if watch(Kind::Startup, probe, container, target, &mut tell).await {
-            tell(Event::Kill(Kind::Startup));
-            return Kind::Startup;
-        }
+    if let Some(probe) = &container.startup_probe
+        && watch(Kind::Startup, probe, container, target, &mut tell).await
+    {
+        return Kind::Startup;
     }
     tell(Event::Started);
     let (told, mut results) = tokio::sync::mpsc::unbounded_channel();
@@ -130,7 +127,6 @@ pub(crate) async fn run(container: &Container, target: &Target, mut tell: impl F
     while let Ok(event) = results.try_recv() {
         tell(event);
     }
-    tell(Event::Kill(Kind::Liveness));
     Kind::Liveness
 }
 
