@@ -26,7 +26,7 @@ fn revision(name: &str, ready: &str) -> Arc<Revision> {
 
 fn resolve(route: &Route, latest: &str, revisions: &[Arc<Revision>]) -> Traffic {
     let configuration = json!({
-        "metadata": {"name": "split", "namespace": "default", "generation": 1},
+        "metadata": {"name": "split", "namespace": "default", "generation": 1}, "spec": {},
         "status": {"observedGeneration": 1, "latestReadyRevisionName": latest},
     });
     let configuration: Arc<Configuration> = Arc::new(serde_json::from_value(configuration).expect("valid"));
