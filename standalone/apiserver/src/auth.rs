@@ -56,6 +56,16 @@ impl Tokens {
         let given = self.given.lock();
         given.get(token).filter(|(_, until)| *until > Instant::now()).map(|(identity, _)| Arc::clone(identity))
     }
+
+    /// The status of a TokenReview.
+    pub(crate) fn review(&self, token: &str) -> Value {
+        match self.find(token) {
+            Some(identity) => json!({
+                "authenticated": true, "user": { "username": identity.user, "groups": identity.groups },
+            }),
+            None => json!({ "authenticated": false, "error": "the token is unknown or has expired" }),
+        }
+    }
 }
 
 /// The identity behind the headers of a request from the network. `admin` is the token of the administrator; None lets everybody be one.

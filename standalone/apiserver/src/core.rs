@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::errors::Status;
 use crate::logs::LogHolder;
+use crate::openapi::OpenApi;
 use crate::registry::{Kind, Kinds, WriteContext};
 use crate::request::Query;
 
@@ -17,10 +18,13 @@ use crate::request::Query;
 pub(crate) struct Core {
     pub(crate) store: Store,
     pub(crate) kinds: Kinds,
+    pub(crate) openapi: OpenApi,
     pub(crate) admission: Vec<Arc<dyn Admission>>,
     pub(crate) logs: ArcSwapOption<LogHolder>,
     pub(crate) tokens: crate::auth::Tokens,
     pub(crate) version: String,
+    /// PEM, for the ConfigMap of every namespace.
+    pub(crate) root_certificate: Option<String>,
     /// Ends watches and listeners.
     pub(crate) stop: CancellationToken,
 }
@@ -84,6 +88,7 @@ impl Core {
             name,
             subresource: &call.subresource,
             user: &call.identity.user,
+            groups: &call.identity.groups,
             dry_run: call.dry_run,
             now: call.now,
             lookup: &lookup,

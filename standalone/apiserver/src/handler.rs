@@ -12,6 +12,7 @@ use crate::body::{self, Body, Decoded};
 use crate::change::{self, Patch};
 use crate::core::{Answer, Call, Core, FieldValidation, Identity, Written, dry_run};
 use crate::delete::DeleteOptions;
+use crate::discovery;
 use crate::errors::{FieldError, Status};
 use crate::metadata;
 use crate::pipeline::{Source, in_version};
@@ -159,13 +160,20 @@ impl Core {
         let Decoded { value, duplicates } = decoded;
         let answer = self.with_context(call, "", |context| call.kind.strategy.answer(context, &value));
         if let Some(answer) = answer {
-            return Ok(Written::computed(answer?, None, Vec::new()));
+            let mut answer = answer?;
+            if call.kind.plural == "tokenreviews" {
+                answer["status"] = self.tokens.review(metadata::text(&value, "/spec/token"));
+            }
+            return Ok(Written::computed(answer, None, Vec::new()));
         }
         if call.kind.namespaced() && call.namespace.is_empty() {
             return Err(Status::method_not_allowed());
         }
         let written = self.create(call, value, &duplicates)?;
         self.after_write(call, &written);
+        if call.kind.storage == "namespaces" && written.revision.is_some() {
+            self.furnish(metadata::name(written.answer.value()))?;
+        }
         Ok(written)
     }
 
@@ -322,12 +330,8 @@ impl Core {
             }
             _ => {}
         }
-        let answer = self.describe(registry, parts);
+        let answer = discovery::respond(registry, parts).or_else(|| self.openapi.respond(registry, parts));
         answer.map(|response| response.map(body::full)).ok_or_else(Status::no_such_page)
-    }
-
-    fn describe(&self, _registry: &Registry, _parts: &Parts) -> Option<Response<Bytes>> {
-        None
     }
 
     fn version_info(&self) -> Value {

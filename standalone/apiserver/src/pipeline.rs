@@ -13,8 +13,8 @@ use store::{Change, Expected, Object};
 use crate::admission::{AdmissionRequest, Operation};
 use crate::core::{Call, Core, FieldValidation, Written};
 use crate::errors::{FieldError, Status};
+use crate::kinds;
 use crate::metadata;
-use crate::names;
 use crate::registry::Kind;
 
 /// Names are drawn again this often when a generated one is taken.
@@ -230,7 +230,7 @@ impl Core {
         let kind = &*call.kind;
         let mut errors = metadata::validate(object);
         if old.is_none() {
-            let valid = if kind.custom { names::subdomain(name) } else { names::path_segment(name) };
+            let valid = kinds::name_format(kind).check(name);
             errors.extend(valid.err().map(|why| FieldError::invalid("metadata.name", &name.into(), &why)));
         }
         if let Some(old) = old.filter(|old| metadata::deleting(old)) {

@@ -139,6 +139,7 @@ pub struct WriteContext<'a> {
     /// "" for the main path, else "status", "scale", "finalize", ...
     pub subresource: &'a str,
     pub user: &'a str,
+    pub groups: &'a [String],
     pub dry_run: bool,
     pub now: jiff::Timestamp,
     /// The live object of (storage, namespace, name); namespace is "" for cluster scope.

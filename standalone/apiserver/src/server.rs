@@ -16,11 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::body::{self, Body};
+use crate::boot::{self, ApiAddress};
 use crate::core::{Call, Core, FieldValidation, Identity};
 use crate::errors::Status;
 use crate::handler::Origin;
+use crate::kinds;
 use crate::logs::{LogHolder, LogSource};
 use crate::metadata;
+use crate::openapi::OpenApi;
 use crate::registry::{Kind, Kinds, Registry};
 
 /// Who the in-process clients are unless they say otherwise: the controllers of Serving.
@@ -39,6 +42,10 @@ pub struct Options {
     pub service_cidr: String,
     /// Further kinds, beside the built-in ones.
     pub kinds: Vec<Kind>,
+    /// PEM; ConfigMap `kube-root-ca.crt` of every namespace.
+    pub root_certificate: Option<String>,
+    /// Where pods reach the API: what Service `default/kubernetes` leads to.
+    pub api: Option<ApiAddress>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +54,8 @@ pub enum Error {
     Directory { path: String, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] store::DiskError),
+    #[error("the service range is unusable: {0}")]
+    ServiceRange(String),
     #[error("cannot read the manifest: {0}")]
     Manifest(String),
     #[error("cannot apply {what}: {status}")]
@@ -75,6 +84,8 @@ impl Default for Options {
             version: "v1.34.1".to_owned(),
             service_cidr: "10.96.0.0/16".to_owned(),
             kinds: Vec::new(),
+            root_certificate: None,
+            api: None,
         }
     }
 }
@@ -93,20 +104,26 @@ impl Server {
             None => None,
         };
         let store = Store::open(store::Options { path })?;
-        let kinds = Kinds::new(Registry::new(builtin(&options)));
+        let rules = options.kinds()?;
+        let mut table = kinds::builtin(&rules);
+        table.extend(options.kinds);
+        table.push(crate::crd::kind());
         let core = Arc::new(Core {
             store,
-            kinds,
+            kinds: Kinds::new(Registry::new(table)),
+            openapi: OpenApi::default(),
             admission: options.admission,
             logs: ArcSwapOption::empty(),
             tokens: crate::auth::Tokens::default(),
             version: options.version,
+            root_certificate: rules.root_certificate.clone(),
             stop: CancellationToken::new(),
         });
         core.register_stored();
         core.observe_stored();
+        crate::expiry::start(&core);
         let server = Self { core };
-        for object in boot_objects() {
+        for object in boot::objects(&rules) {
             server.ensure(&object)?;
         }
         if let Some(logs) = options.logs {
@@ -178,106 +195,13 @@ impl Server {
     }
 }
 
-fn builtin(options: &Options) -> Vec<Kind> {
-    let mut kinds = basic();
-    kinds.extend(options.kinds.iter().cloned());
-    kinds.push(crate::crd::kind());
-    kinds
-}
-
-fn basic() -> Vec<Kind> {
-    use crate::registry::{ScalePaths, Scope, Subresource};
-    let table: [(&str, &str, &str, &str, Scope, bool, bool); 20] = [
-        ("", "v1", "Namespace", "namespaces", Scope::Cluster, false, true),
-        ("", "v1", "Pod", "pods", Scope::Namespaced, true, true),
-        ("", "v1", "Service", "services", Scope::Namespaced, false, true),
-        ("", "v1", "Endpoints", "endpoints", Scope::Namespaced, false, false),
-        ("", "v1", "ConfigMap", "configmaps", Scope::Namespaced, false, false),
-        ("", "v1", "Secret", "secrets", Scope::Namespaced, false, false),
-        ("", "v1", "ServiceAccount", "serviceaccounts", Scope::Namespaced, false, false),
-        ("", "v1", "Event", "events", Scope::Namespaced, false, false),
-        ("", "v1", "Node", "nodes", Scope::Cluster, false, true),
-        ("apps", "v1", "Deployment", "deployments", Scope::Namespaced, true, true),
-        ("apps", "v1", "ReplicaSet", "replicasets", Scope::Namespaced, true, true),
-        ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", Scope::Namespaced, true, false),
-        ("coordination.k8s.io", "v1", "Lease", "leases", Scope::Namespaced, false, false),
-        ("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", Scope::Namespaced, false, true),
-        ("rbac.authorization.k8s.io", "v1", "Role", "roles", Scope::Namespaced, false, false),
-        ("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", Scope::Namespaced, false, false),
-        ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", Scope::Cluster, false, false),
-        ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", Scope::Cluster, false, false),
-        (
-            "admissionregistration.k8s.io",
-            "v1",
-            "MutatingWebhookConfiguration",
-            "mutatingwebhookconfigurations",
-            Scope::Cluster,
-            true,
-            false,
-        ),
-        (
-            "admissionregistration.k8s.io",
-            "v1",
-            "ValidatingWebhookConfiguration",
-            "validatingwebhookconfigurations",
-            Scope::Cluster,
-            true,
-            false,
-        ),
-    ];
-    let made = table.into_iter().map(|(group, version, name, plural, scope, has_generation, has_status)| {
-        let mut kind = Kind::new(group, version, name, plural, scope);
-        kind.has_generation = has_generation;
-        kind.has_status = has_status;
-        if group == "apps" {
-            kind.scale = Some(ScalePaths {
-                spec_replicas: "/spec/replicas".into(),
-                status_replicas: "/status/replicas".into(),
-                selector: Some("/spec/selector".into()),
-            });
-        }
-        if name == "Pod" {
-            let action = |name: &'static str, verb: &'static str| Subresource {
-                name: name.into(),
-                group: "".into(),
-                version: "v1".into(),
-                kind: "Pod".into(),
-                verbs: vec![verb.into()],
-            };
-            kind.subresources = vec![action("binding", "create"), action("eviction", "create"), action("log", "get")];
-            kind.field_labels = ["spec.nodeName", "status.phase"].map(crate::FieldLabel::dotted).to_vec();
-            kind.strategy = Arc::new(Graceful);
-        }
-        kind.strategic = Some(crate::strategic::builtin_lists);
-        crate::tables::builtin::install(&mut kind);
-        kind
-    });
-    made.collect()
-}
-
-struct Graceful;
-
-impl crate::Strategy for Graceful {
-    fn deletion_grace(&self, object: &Value, requested: Option<i64>) -> Option<i64> {
-        let running = !metadata::text(object, "/spec/nodeName").is_empty()
-            && !matches!(metadata::text(object, "/status/phase"), "Succeeded" | "Failed");
-        let default = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(30);
-        running.then(|| requested.unwrap_or(default))
+impl Options {
+    /// What the built-in kinds need to know.
+    fn kinds(&self) -> Result<kinds::Options, Error> {
+        let service_range = self.service_cidr.parse().map_err(Error::ServiceRange)?;
+        let root_certificate = self.root_certificate.clone();
+        Ok(kinds::Options { service_range, root_certificate, api: self.api, ..kinds::Options::default() })
     }
-}
-
-/// What must exist before the first request.
-fn boot_objects() -> Vec<Value> {
-    let namespaces = ["default", "kube-system", "kube-public", "kube-node-lease", "knative-serving", "kourier-system"];
-    namespaces
-        .map(|name| {
-            serde_json::json!({
-                "apiVersion": "v1", "kind": "Namespace",
-                "metadata": { "name": name, "labels": { "kubernetes.io/metadata.name": name } },
-                "spec": { "finalizers": ["kubernetes"] }, "status": { "phase": "Active" },
-            })
-        })
-        .to_vec()
 }
 
 // === impl Core ===
@@ -320,6 +244,15 @@ impl Core {
             (true, namespace) => namespace,
         };
         Ok((Arc::clone(kind), namespace))
+    }
+
+    /// Puts into a new namespace what every namespace has.
+    pub(crate) fn furnish(&self, namespace: &str) -> Result<(), Status> {
+        self.ensure(&boot::default_service_account(namespace))?;
+        match &self.root_certificate {
+            Some(certificate) => self.ensure(&boot::root_certificate(namespace, certificate)),
+            None => Ok(()),
+        }
     }
 
     fn ensure(&self, object: &Value) -> Result<(), Status> {

@@ -43,7 +43,7 @@ pub fn builtin_lists(path: &[&str]) -> ListStrategy {
             _ => Atomic,
         },
         ["spec"] | ["spec", "template", "spec"] => Atomic,
-        [owner @ .., field] if matches!(owner, ["spec"] | [.., "template", "spec"]) => match *field {
+        ["spec", field] | [.., "template", "spec", field] => match *field {
             "containers"
             | "initContainers"
             | "ephemeralContainers"

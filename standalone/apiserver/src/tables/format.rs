@@ -64,7 +64,7 @@ pub(super) fn first_three(all: impl IntoIterator<Item = String>, empty: &str) ->
     let all: Vec<String> = all.into_iter().collect();
     match all.len() {
         0 => empty.to_owned(),
-        ..=SHOWN => all.join(","),
+        1..=SHOWN => all.join(","),
         more => format!("{} + {} more...", all[..SHOWN].join(","), more - SHOWN),
     }
 }

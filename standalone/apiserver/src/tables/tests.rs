@@ -40,7 +40,7 @@ fn pods() {
         shown(&cells("", "Pod", pod))
     };
     let exited = json!({"terminated": {"exitCode": 5, "reason": "Error", "finishedAt": "2026-11-20T09:59:42Z"}});
-    let crashing = status(false, json!({"waiting": {"reason": "CrashLoopBackOff"}}), exited.clone());
+    let crashing = status(false, json!({"waiting": {"reason": "CrashLoopBackOff"}}), exited);
     assert_eq!(
         pod(json!([crashing]), "Running", false),
         "p | 0/2 | CrashLoopBackOff | 3 (18s ago) | 90s | 10.244.0.31 | n | <none> | <none>"
