@@ -1,1 +1,12 @@
 //! Logging, metrics and the admin server of every process.
+//!
+//! Metrics are declared beside the code that moves them: a family once, a series per set of labels, an atomic each.
+//! Everything is read only when somebody scrapes.
+
+mod admin;
+mod logging;
+mod metrics;
+
+pub use admin::{AdminHandle, serve_admin};
+pub use logging::logging;
+pub use metrics::{Counter, Gauge, Histogram, LATENCY_SECONDS, Registry};

@@ -1,0 +1,221 @@
+//! What happens to a request, from the outside in: health, probes, lookup, statistics, time limits, waiting, proxying.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use http::{
+    Request, Response, StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
+use hyper::body::Incoming;
+use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, Timer, headers};
+
+use crate::{
+    revisions::{Revision, Revisions, Watches},
+    sink::Status,
+    stats::{Counted, Reporter},
+    throttler::{Lease, Refused},
+};
+
+pub(crate) type Body = ResponseBody<Ticket>;
+
+/// How often a request that no pod has seen yet is sent again.
+const ATTEMPTS: usize = 20;
+
+/// What every request meets.
+pub(crate) struct Handler {
+    pub(crate) revisions: Arc<Revisions>,
+    pub(crate) watches: Watches,
+    pub(crate) reporter: Arc<Reporter>,
+    pub(crate) autoscaler: Arc<Status>,
+    pub(crate) in_flight: InFlight,
+    pub(crate) draining: AtomicBool,
+    pub(crate) cluster_domain: String,
+}
+
+/// What a request holds until the end of its response. The slot goes first, then the count.
+pub(crate) struct Ticket {
+    _lease: Lease,
+    _counted: Counted,
+    _in_flight: InFlightGuard,
+}
+
+// === impl Handler ===
+
+impl Handler {
+    /// Answers one request. Dropped (the client is gone), it leaves the queue and cancels what it started.
+    pub(crate) async fn handle(self: Arc<Self>, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        if let Some(response) = self.probe(request.headers_mut()) {
+            return response;
+        }
+        let in_flight = self.in_flight.enter();
+        let revision = match self.lookup(&request).await {
+            Ok(revision) => revision,
+            Err(name) => {
+                let message = format!(
+                    "Error getting active endpoint: revision.serving.knative.dev {} not found",
+                    serde_json::Value::from(name)
+                );
+                return net::http_error(StatusCode::NOT_FOUND, &message);
+            }
+        };
+        let counted = self.reporter.enter(&revision);
+        let mut timer = Timer::start(revision.limits);
+        let Some(outcome) = timer.limit(proxy(&revision, request, peer.ip())).await else {
+            let mut response = net::text(StatusCode::GATEWAY_TIMEOUT, timer.message());
+            let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+            response.headers_mut().insert(header::CONTENT_TYPE, plain);
+            return response;
+        };
+        match outcome {
+            Ok((outbound, response, lease)) => {
+                let ticket = Ticket { _lease: lease, _counted: counted, _in_flight: in_flight };
+                net::respond(outbound, response, timer, ticket)
+            }
+            Err(response) => *response,
+        }
+    }
+
+    /// Health checks and probes are answered without looking at a revision.
+    fn probe(&self, map: &mut HeaderMap) -> Option<Response<Body>> {
+        if headers::is_kubelet_probe(map) {
+            return Some(match self.unhealthy() {
+                None => net::empty(StatusCode::OK),
+                Some(reason) => net::http_error(StatusCode::INTERNAL_SERVER_ERROR, reason),
+            });
+        }
+        let Some(kind) = map.get(&headers::NETWORK_PROBE).filter(|kind| !kind.is_empty()) else {
+            map.remove(&headers::NETWORK_HASH);
+            return None;
+        };
+        if kind == headers::PROBE {
+            return Some(match map.get(&headers::NETWORK_HASH).filter(|hash| !hash.is_empty()) {
+                Some(hash) => {
+                    let mut response = net::empty(StatusCode::OK);
+                    response.headers_mut().insert(headers::NETWORK_HASH.clone(), hash.clone());
+                    response
+                }
+                None => net::http_error(
+                    StatusCode::BAD_REQUEST,
+                    "a probe request must contain a non-empty \"K-Network-Hash\" header",
+                ),
+            });
+        }
+        if kind == headers::ACTIVATOR {
+            return Some(net::text(StatusCode::OK, headers::ACTIVATOR));
+        }
+        let kind = escape(kind.to_str().unwrap_or_default());
+        Some(net::http_error(StatusCode::BAD_REQUEST, &format!("unexpected probe header value: \"{kind}\"")))
+    }
+
+    /// Healthy once the autoscaler was reached; that it is away for a while is no reason to be restarted.
+    fn unhealthy(&self) -> Option<&'static str> {
+        if self.draining.load(Ordering::Acquire) {
+            return Some("received SIGTERM from kubelet");
+        }
+        (!self.autoscaler.ever_connected()).then_some("connection has not yet been established")
+    }
+
+    /// The revision a request is for, by the gateway's headers or else by host; its name if there is none.
+    async fn lookup(&self, request: &Request<Incoming>) -> Result<Arc<Revision>, String> {
+        let map = request.headers();
+        let (mut namespace, mut name) =
+            (headers::text(map, &headers::NAMESPACE), headers::text(map, &headers::REVISION));
+        if namespace.is_empty() || name.is_empty() {
+            let authority = request.uri().authority().map(http::uri::Authority::as_str);
+            let host = authority.unwrap_or_else(|| headers::text(map, &header::HOST));
+            (name, namespace) = by_host(host, &self.cluster_domain).unwrap_or_default();
+        }
+        if let Some(revision) = self.revisions.get(namespace, name) {
+            return Ok(revision);
+        }
+        // At the start it may only be that nothing was heard of yet.
+        self.watches.synced().await;
+        self.revisions.get(namespace, name).ok_or_else(|| name.to_owned())
+    }
+}
+
+type Sent = (Outbound, Response<PooledBody>, Lease);
+
+/// Waits for a pod and sends the request there. A request that a pod has certainly not seen goes on waiting.
+async fn proxy(revision: &Revision, request: Request<Incoming>, peer: IpAddr) -> Result<Sent, Box<Response<Body>>> {
+    let mut outbound = Outbound::new(request, peer)?;
+    let map = outbound.headers_mut();
+    map.remove(&headers::REVISION);
+    map.remove(&headers::NAMESPACE);
+    if let Some(host) = map.remove(header::HOST)
+        && !map.contains_key(&headers::ORIGINAL_HOST)
+    {
+        map.insert(headers::ORIGINAL_HOST.clone(), host);
+    }
+    map.insert(headers::PROXY_REQUEST.clone(), HeaderValue::from_static(headers::ACTIVATOR));
+    let mut attempt = 1;
+    loop {
+        let lease = revision.throttler.acquire().await.map_err(refuse)?;
+        let failure = match outbound.send(lease.pod().pool()).await {
+            Ok(response) => return Ok((outbound, response, lease)),
+            Err(failure) => failure,
+        };
+        if !failure.unsent || attempt == ATTEMPTS {
+            return Err(Box::new(net::bad_gateway(&failure)));
+        }
+        tracing::debug!(revision = %revision.key, pod = %lease.pod().address(), error = %failure, "sending elsewhere");
+        attempt += 1;
+        revision.backends.failed(lease.pod());
+        // Each pod is addressed by its own name.
+        outbound.headers_mut().remove(header::HOST);
+    }
+}
+
+fn refuse(refused: Refused) -> Box<Response<Body>> {
+    Box::new(match refused {
+        Refused::QueueFull => {
+            let mut response = net::http_error(StatusCode::SERVICE_UNAVAILABLE, &refused.to_string());
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+        }
+        Refused::Gone => net::empty(StatusCode::INTERNAL_SERVER_ERROR),
+    })
+}
+
+/// `<revision>.<namespace>.svc.<domain>`, perhaps with a port.
+fn by_host<'a>(host: &'a str, cluster_domain: &str) -> Option<(&'a str, &'a str)> {
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    let mut parts = host.splitn(4, '.');
+    let (name, namespace, svc, domain) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    (svc == "svc" && domain == cluster_domain).then_some((name, namespace))
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&#34;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_names_a_revision() {
+        assert_eq!(by_host("rev.ns.svc.cluster.local:80", "cluster.local"), Some(("rev", "ns")));
+        assert_eq!(by_host("rev.ns.svc.cluster.local", "cluster.local"), Some(("rev", "ns")));
+        for other in ["rev.ns.pod.cluster.local", "hello.example.com", "rev.ns.svc", ""] {
+            assert_eq!(by_host(other, "cluster.local"), None, "{other}");
+        }
+    }
+}

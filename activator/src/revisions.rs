@@ -1,0 +1,208 @@
+//! The revisions there are, kept up to date by two watches: Revisions, and the Endpoints of their private services.
+//!
+//! The two watches run side by side. Each one's cache shows a change before its handler runs, so whichever handler
+//! comes second sees what the first left: no order between them is needed.
+
+use std::{sync::Arc, time::Duration};
+
+use api::{
+    keys::{networking, serving},
+    serving::v1,
+};
+use controller::{Cache, Change, Context, ObjectKey, Tasks};
+use dashmap::DashMap;
+use k8s_openapi::api::core::v1::Endpoints;
+use kube::ResourceExt;
+use net::Limits;
+use parking_lot::Mutex;
+
+use crate::{
+    backends::{Addresses, Backends, Treatment},
+    stats::Activity,
+    throttler::{QueueLimit, Throttler},
+};
+
+const BY_REVISION: &str = "revision";
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+const TIMEOUT_MESSAGE: &str = "activator request timeout";
+
+/// One revision.
+pub(crate) struct Revision {
+    pub(crate) key: ObjectKey,
+    uid: String,
+    protocol: &'static str,
+    pub(crate) limits: Limits,
+    pub(crate) throttler: Throttler,
+    pub(crate) backends: Arc<Backends>,
+    /// Its statistics while it is in use.
+    pub(crate) activity: Mutex<Option<Activity>>,
+}
+
+/// All of them, by `namespace/name`.
+pub(crate) struct Revisions {
+    by_key: DashMap<String, Arc<Revision>>,
+    limit: Arc<QueueLimit>,
+    probe_limit: Duration,
+    tasks: Tasks,
+}
+
+/// The watches that keep a table up to date.
+#[derive(Clone)]
+pub(crate) struct Watches {
+    revisions: Cache<v1::Revision>,
+    endpoints: Cache<Endpoints>,
+}
+
+// === impl Revisions ===
+
+impl Revisions {
+    pub(crate) fn new(limit: Arc<QueueLimit>, probe_limit: Duration, tasks: Tasks) -> Arc<Self> {
+        Arc::new(Self { by_key: DashMap::new(), limit, probe_limit, tasks })
+    }
+
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Revision>> {
+        // Once per request, so without the heap: names that Kubernetes allows fit.
+        let mut key = smallvec::SmallVec::<[u8; 128]>::new();
+        key.extend_from_slice(namespace.as_bytes());
+        key.push(b'/');
+        key.extend_from_slice(name.as_bytes());
+        let key = std::str::from_utf8(&key).ok()?;
+        self.by_key.get(key).map(|revision| revision.clone())
+    }
+
+    fn apply(&self, object: &v1::Revision, endpoints: &[Arc<Endpoints>]) {
+        let key = ObjectKey::of(object);
+        let uid = object.uid().unwrap_or_default();
+        let text = key.to_string();
+        let known = self.by_key.get(&text).map(|revision| revision.clone());
+        let revision = match known {
+            // A revision's spec never changes.
+            Some(revision) if revision.uid == uid => return,
+            Some(revision) => {
+                revision.throttler.close();
+                self.create(key, uid, object)
+            }
+            None => self.create(key, uid, object),
+        };
+        self.by_key.insert(text, revision.clone());
+        for endpoints in endpoints {
+            revision.update(endpoints);
+        }
+    }
+
+    fn delete(&self, object: &v1::Revision) {
+        if let Some((_, revision)) = self.by_key.remove(&ObjectKey::of(object).to_string()) {
+            revision.backends.update(&Addresses::default());
+            revision.throttler.close();
+        }
+    }
+
+    fn create(&self, key: ObjectKey, uid: String, object: &v1::Revision) -> Arc<Revision> {
+        let spec = &object.spec;
+        let seconds = |value: Option<i64>| {
+            value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0).map(Duration::from_secs)
+        };
+        let throttler = Throttler::new(self.limit.clone());
+        let treatment = Treatment {
+            concurrency: spec.container_concurrency.and_then(|value| usize::try_from(value).ok()).unwrap_or(0),
+            probe_early: probe_early(spec),
+            probe_limit: self.probe_limit,
+        };
+        Arc::new(Revision {
+            key,
+            uid,
+            protocol: spec.pod.protocol(),
+            limits: Limits {
+                total: seconds(spec.timeout_seconds).unwrap_or(DEFAULT_TIMEOUT),
+                response_start: seconds(spec.response_start_timeout_seconds),
+                idle: seconds(spec.idle_timeout_seconds),
+                message: TIMEOUT_MESSAGE,
+            },
+            backends: Backends::new(throttler.clone(), treatment, self.tasks.clone()),
+            throttler,
+            activity: Mutex::new(None),
+        })
+    }
+
+    /// Starts to watch.
+    pub(crate) fn watch(self: &Arc<Self>, ctx: &Context) -> Watches {
+        let private = format!("{}={}", networking::SERVICE_TYPE, networking::SERVICE_TYPE_PRIVATE);
+        let endpoints = Cache::<Endpoints>::builder()
+            .label_selector(&format!("{private},{},{}", serving::REVISION, serving::REVISION_UID))
+            .index(BY_REVISION, |endpoints| revision_of(endpoints).into_iter().collect())
+            .start(ctx);
+        let revisions = Cache::<v1::Revision>::builder()
+            .transform(|revision| {
+                revision.status = None;
+                revision.metadata.annotations = None;
+            })
+            .start(ctx);
+
+        let (table, cache) = (self.clone(), endpoints.clone());
+        revisions.on_event(move |change| match change {
+            Change::Applied { new, .. } => {
+                table.apply(new, &cache.by_index(BY_REVISION, &ObjectKey::of(&***new).to_string()));
+            }
+            Change::Deleted(revision) => table.delete(revision),
+        });
+        let table = self.clone();
+        endpoints.on_event(move |change| {
+            let endpoints = change.object();
+            let revision = revision_of(endpoints).and_then(|key| table.by_key.get(&key).map(|entry| entry.clone()));
+            match (change, revision) {
+                (Change::Applied { new, .. }, Some(revision)) => revision.update(new),
+                (Change::Deleted(_), Some(revision)) => revision.backends.update(&Addresses::default()),
+                (_, None) => {}
+            }
+        });
+        Watches { revisions, endpoints }
+    }
+}
+
+// === impl Revision ===
+
+impl Revision {
+    fn update(&self, endpoints: &Endpoints) {
+        self.backends.update(&Addresses::of(endpoints, self.protocol));
+    }
+}
+
+// === impl Watches ===
+
+impl Watches {
+    pub(crate) async fn synced(&self) {
+        self.revisions.synced().await;
+        self.endpoints.synced().await;
+    }
+}
+
+/// The key of the revision that a private service's Endpoints belong to.
+fn revision_of(endpoints: &Endpoints) -> Option<String> {
+    let name = endpoints.labels().get(serving::REVISION)?;
+    Some(format!("{}/{name}", endpoints.namespace()?))
+}
+
+/// A pod may be used before the kubelet finds it ready, unless only the kubelet can tell: an exec readiness probe of
+/// the serving container, or a startup probe of any.
+fn probe_early(spec: &v1::RevisionSpec) -> bool {
+    let exec = spec.pod.serving_container().is_some_and(|container| !container["readinessProbe"]["exec"].is_null());
+    !exec && spec.pod.containers().iter().all(|container| container["startupProbe"].is_null())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: serde_json::Value) -> v1::RevisionSpec {
+        serde_json::from_value(json).expect("valid")
+    }
+
+    #[test]
+    fn early_use_depends_on_the_probes() {
+        assert!(probe_early(&spec(serde_json::json!({"containers": [{"image": "a"}]}))));
+        let exec = serde_json::json!({"containers": [{"image": "a", "readinessProbe": {"exec": {"command": ["x"]}}}]});
+        assert!(!probe_early(&spec(exec)));
+        let startup = serde_json::json!({"containers": [{"image": "a"}, {"startupProbe": {"tcpSocket": {}}}]});
+        assert!(!probe_early(&spec(startup)));
+    }
+}

@@ -1,0 +1,133 @@
+//! Assembly: watches, reports, listeners, and the end of them.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use controller::Context;
+use net::{Connections, InFlight};
+use tokio::time::{sleep, timeout};
+
+use crate::{Options, handler::Handler, revisions::Revisions, sink, stats::Reporter, throttler::QueueLimit};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Listen(#[from] io::Error),
+}
+
+/// A running activator. It stops, in good order, when the context's tasks are cancelled.
+#[derive(Clone)]
+pub struct Handle {
+    http: SocketAddr,
+    h2c: SocketAddr,
+    handler: Arc<Handler>,
+    connections: Connections,
+    lame_duck: Duration,
+    drain_limit: Duration,
+}
+
+/// Binds the ports and starts to serve. The watches may still be on their way then: requests wait for them.
+///
+/// # Errors
+/// A port that cannot be had, with the reason.
+pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
+    let http = net::listen(options.listen_http).await?;
+    let h2c = net::listen(options.listen_h2c).await?;
+
+    let limit = QueueLimit::new(options.max_waiting, options.max_waiting_total);
+    let revisions = Revisions::new(limit, options.probe_limit, ctx.tasks.clone());
+    let watches = revisions.watch(&ctx);
+    let (sink, connection) = sink::new(&options.autoscaler_url);
+    let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
+    let handler = Arc::new(Handler {
+        revisions,
+        watches,
+        reporter: reporter.clone(),
+        autoscaler: sink.status().clone(),
+        in_flight: InFlight::new(),
+        draining: AtomicBool::new(false),
+        cluster_domain: ctx.cluster_domain.clone(),
+    });
+    let connections = Connections::new();
+    let handle = Handle {
+        http: http.local_addr()?,
+        h2c: h2c.local_addr()?,
+        handler: handler.clone(),
+        connections: connections.clone(),
+        lame_duck: options.lame_duck,
+        drain_limit: options.drain_limit,
+    };
+
+    let snapshots = reporter.clone();
+    ctx.tasks.spawn("autoscaler connection", connection.run(move || snapshots.snapshot()));
+    ctx.tasks.spawn("request reports", async move { reporter.run().await });
+
+    for listener in [http, h2c] {
+        let handler = handler.clone();
+        let serve =
+            net::serve(listener, connections.clone(), move |request, peer| handler.clone().handle(request, peer));
+        ctx.tasks.spawn_graceful("activator", serve);
+    }
+    let drain = handle.clone();
+    let token = ctx.tasks.token().clone();
+    ctx.tasks.spawn_graceful("activator drain", async move {
+        token.cancelled().await;
+        drain.end().await;
+    });
+    Ok(handle)
+}
+
+// === impl Handle ===
+
+impl Handle {
+    pub fn http_address(&self) -> SocketAddr {
+        self.http
+    }
+
+    pub fn h2c_address(&self) -> SocketAddr {
+        self.h2c
+    }
+
+    /// Whether reports reach the autoscaler at the moment.
+    pub fn autoscaler_connected(&self) -> bool {
+        self.handler.autoscaler.connected()
+    }
+
+    /// Requests in flight, those that wait and upgraded connections included.
+    pub fn in_flight(&self) -> usize {
+        self.handler.in_flight.current()
+    }
+
+    /// What SIGTERM asks for: health checks fail, requests are served as before for the lame-duck time, then
+    /// connections close as they become idle. To be called before the context's tasks are cancelled, since requests
+    /// that wait need the watches.
+    pub async fn drain(&self) {
+        self.handler.draining.store(true, Ordering::Release);
+        sleep(self.lame_duck).await;
+        self.end().await;
+    }
+
+    async fn end(&self) {
+        self.handler.draining.store(true, Ordering::Release);
+        self.connections.close();
+        let finished = async {
+            self.connections.closed().await;
+            self.handler.in_flight.idle().await;
+        };
+        if timeout(self.drain_limit, finished).await.is_err() {
+            tracing::warn!(open = self.in_flight(), "requests were cut off at the end of the drain");
+        }
+    }
+
+    /// Completes when all revisions and endpoints that existed at the start are known.
+    pub async fn synced(&self) {
+        self.handler.watches.synced().await;
+    }
+}

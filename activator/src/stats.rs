@@ -1,0 +1,127 @@
+//! What the activator tells the autoscaler about each revision.
+//!
+//! The first request of a revision that was not in use is reported the moment it arrives: that report is what wakes a
+//! sleeping revision. After that there is a report per second as long as the revision is in use, and one of zeros at
+//! the end. The task behind it sleeps when no revision is in use.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use net::RequestStats;
+use parking_lot::Mutex;
+use proto::{Stat, WireStatMessage, WireStatMessages};
+use tokio::sync::Notify;
+
+use crate::{revisions::Revision, sink::Sink};
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The statistics of a revision in use.
+pub(crate) struct Activity {
+    requests: RequestStats,
+    /// What was reported at once and is left out of the next report.
+    reported: f64,
+}
+
+/// Collects and sends.
+pub(crate) struct Reporter {
+    pod_name: String,
+    sink: Sink,
+    active: Mutex<Vec<Arc<Revision>>>,
+    activated: Notify,
+}
+
+/// Counts one request while it lives.
+pub(crate) struct Counted(Arc<Revision>);
+
+// === impl Reporter ===
+
+impl Reporter {
+    pub(crate) fn new(pod_name: String, sink: Sink) -> Arc<Self> {
+        Arc::new(Self { pod_name, sink, active: Mutex::default(), activated: Notify::new() })
+    }
+
+    /// Counts a request, and wakes the revision if it is the first.
+    pub(crate) fn enter(&self, revision: &Arc<Revision>) -> Counted {
+        let now = Instant::now();
+        let mut slot = revision.activity.lock();
+        if let Some(activity) = &mut *slot {
+            activity.requests.enter(now, false);
+            return Counted(revision.clone());
+        }
+        let mut requests = RequestStats::new(now);
+        requests.enter(now, false);
+        *slot = Some(Activity { requests, reported: 1.0 });
+        drop(slot);
+        self.sink.send(WireStatMessages { messages: vec![self.message(revision, 1.0, 1.0)] });
+        self.active.lock().push(revision.clone());
+        self.activated.notify_one();
+        Counted(revision.clone())
+    }
+
+    /// Reports every second while there is something to report.
+    pub(crate) async fn run(&self) {
+        loop {
+            if self.active.lock().is_empty() {
+                self.activated.notified().await;
+            }
+            tokio::time::sleep(PERIOD).await;
+            let messages = self.report(Instant::now());
+            if !messages.is_empty() {
+                self.sink.send(WireStatMessages { messages });
+            }
+        }
+    }
+
+    /// What is in flight now, for an autoscaler that may have missed reports.
+    pub(crate) fn snapshot(&self) -> WireStatMessages {
+        let active = self.active.lock();
+        let in_flight = active.iter().filter_map(|revision| {
+            let concurrency = revision.activity.lock().as_ref()?.requests.concurrency();
+            (concurrency > 0).then(|| self.message(revision, concurrency as f64, 0.0))
+        });
+        WireStatMessages { messages: in_flight.collect() }
+    }
+
+    fn report(&self, now: Instant) -> Vec<WireStatMessage> {
+        let mut messages = Vec::new();
+        self.active.lock().retain(|revision| {
+            let mut slot = revision.activity.lock();
+            let Some(activity) = &mut *slot else { return false };
+            let report = activity.requests.report(now);
+            let reported = std::mem::take(&mut activity.reported);
+            let average = (report.average_concurrency - reported).max(0.0);
+            let count = (report.request_count - reported).max(0.0);
+            messages.push(self.message(revision, average, count));
+            let in_use = report.average_concurrency > 0.0 || activity.requests.concurrency() > 0;
+            if !in_use {
+                *slot = None;
+            }
+            in_use
+        });
+        messages
+    }
+
+    fn message(&self, revision: &Revision, average: f64, count: f64) -> WireStatMessage {
+        let stat = Stat {
+            pod_name: self.pod_name.clone(),
+            average_concurrent_requests: average,
+            request_count: count,
+            ..Stat::default()
+        };
+        let key = &revision.key;
+        WireStatMessage { namespace: key.namespace.clone(), name: key.name.clone(), stat: Some(stat) }
+    }
+}
+
+// === impl Counted ===
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Some(activity) = &mut *self.0.activity.lock() {
+            activity.requests.leave(Instant::now(), false);
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! One pod as the throttler sees it: an address, its connections, and how much it does at the moment.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use net::{Pool, PoolOptions};
+
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pool: Pool,
+    in_flight: AtomicUsize,
+    /// Requests at once; `usize::MAX` without containerConcurrency.
+    capacity: usize,
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// A pod that takes `concurrency` requests at once, 0 for any number.
+    pub(crate) fn new(address: SocketAddr, concurrency: usize) -> Arc<Self> {
+        let capacity = if concurrency == 0 { usize::MAX } else { concurrency };
+        let options = PoolOptions { max_idle: 100, title_case: false, ..PoolOptions::default() };
+        Arc::new(Self { pool: Pool::new(address, options), in_flight: AtomicUsize::new(0), capacity })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.pool.address()
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(SeqCst)
+    }
+
+    pub(super) fn release(&self) {
+        self.in_flight.fetch_sub(1, SeqCst);
+    }
+
+    /// Takes a slot if one is free.
+    fn reserve(&self) -> bool {
+        if self.capacity == usize::MAX {
+            self.in_flight.fetch_add(1, SeqCst);
+            return true;
+        }
+        self.in_flight.fetch_update(SeqCst, SeqCst, |current| (current < self.capacity).then_some(current + 1)).is_ok()
+    }
+}
+
+/// A slot of the less busy of two pods chosen at random, or of any that has one.
+pub(super) fn choose(pods: &[Arc<Pod>]) -> Option<Arc<Pod>> {
+    let count = pods.len();
+    let first = match count {
+        0 => return None,
+        1 => 0,
+        _ => {
+            let one = fastrand::usize(..count);
+            let other = (one + 1 + fastrand::usize(..count - 1)) % count;
+            if pods[other].in_flight() < pods[one].in_flight() { other } else { one }
+        }
+    };
+    (0..count).map(|step| &pods[(first + step) % count]).find(|pod| pod.reserve()).cloned()
+}
