@@ -60,20 +60,18 @@ struct Known {
 // === impl Addresses ===
 
 impl Addresses {
-    /// The addresses of the port that serves `protocol` (`http1` or `h2c`).
-    pub(crate) fn of(endpoints: &Endpoints, protocol: &str) -> Self {
+    /// Adds the addresses of the port that serves `protocol` (`http1` or `h2c`).
+    pub(crate) fn add(&mut self, endpoints: &Endpoints, protocol: &str) {
         let port_name = if protocol == api::keys::PROTOCOL_H2C { "http2" } else { "http" };
-        let mut addresses = Self::default();
         for subset in endpoints.subsets.iter().flatten() {
             let named = subset.ports.iter().flatten().find(|port| port.name.as_deref() == Some(port_name));
             let Some(port) = named.and_then(|port| u16::try_from(port.port).ok()) else { continue };
             let parse = |ip: &str| Some(SocketAddr::new(ip.parse().ok()?, port));
             let ready = subset.addresses.iter().flatten();
             let not_ready = subset.not_ready_addresses.iter().flatten();
-            addresses.ready.extend(ready.filter_map(|address| parse(&address.ip)));
-            addresses.not_ready.extend(not_ready.filter_map(|address| parse(&address.ip)));
+            self.ready.extend(ready.filter_map(|address| parse(&address.ip)));
+            self.not_ready.extend(not_ready.filter_map(|address| parse(&address.ip)));
         }
-        addresses
     }
 }
 
@@ -214,9 +212,14 @@ mod tests {
             "ports": [{"name": "http-autometric", "port": 9090}, {"name": "http", "port": 8012}],
         }]});
         let endpoints: Endpoints = serde_json::from_value(json).expect("valid");
-        let found = Addresses::of(&endpoints, "http1");
+        let of = |protocol| {
+            let mut addresses = Addresses::default();
+            addresses.add(&endpoints, protocol);
+            addresses
+        };
+        let found = of("http1");
         assert_eq!(found.ready, ["10.0.0.1:8012".parse().unwrap()].into());
         assert_eq!(found.not_ready, ["10.0.0.2:8012".parse().unwrap()].into());
-        assert_eq!(Addresses::of(&endpoints, "h2c"), Addresses::default());
+        assert_eq!(of("h2c"), Addresses::default());
     }
 }

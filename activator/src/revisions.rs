@@ -1,7 +1,8 @@
 //! The revisions there are, kept up to date by two watches: Revisions, and the Endpoints of their private services.
 //!
-//! The two watches run side by side. Each one's cache shows a change before its handler runs, so whichever handler
-//! comes second sees what the first left: no order between them is needed.
+//! The two watches run side by side. Each one's cache shows a change before its handler runs, and a revision's backends
+//! are always computed from what the cache shows then, one computation at a time: whichever handler comes last sees
+//! everything, and no order between them is needed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,6 +35,8 @@ pub(crate) struct Revision {
     pub(crate) limits: Limits,
     pub(crate) throttler: Throttler,
     pub(crate) backends: Arc<Backends>,
+    /// Held while the backends are computed.
+    refreshing: Mutex<()>,
     /// Its statistics while it is in use.
     pub(crate) activity: Mutex<Option<Activity>>,
 }
@@ -70,7 +73,7 @@ impl Revisions {
         self.by_key.get(key).map(|revision| revision.clone())
     }
 
-    fn apply(&self, object: &v1::Revision, endpoints: &[Arc<Endpoints>]) {
+    fn apply(&self, object: &v1::Revision, endpoints: &Cache<Endpoints>) {
         let key = ObjectKey::of(object);
         let uid = object.uid().unwrap_or_default();
         let text = key.to_string();
@@ -85,9 +88,7 @@ impl Revisions {
             None => self.create(key, uid, object),
         };
         self.by_key.insert(text, revision.clone());
-        for endpoints in endpoints {
-            revision.update(endpoints);
-        }
+        revision.refresh(endpoints);
     }
 
     fn delete(&self, object: &v1::Revision) {
@@ -120,6 +121,7 @@ impl Revisions {
             },
             backends: Backends::new(throttler.clone(), treatment, self.tasks.clone()),
             throttler,
+            refreshing: Mutex::new(()),
             activity: Mutex::new(None),
         })
     }
@@ -140,19 +142,14 @@ impl Revisions {
 
         let (table, cache) = (self.clone(), endpoints.clone());
         revisions.on_event(move |change| match change {
-            Change::Applied { new, .. } => {
-                table.apply(new, &cache.by_index(BY_REVISION, &ObjectKey::of(&***new).to_string()));
-            }
+            Change::Applied { new, .. } => table.apply(new, &cache),
             Change::Deleted(revision) => table.delete(revision),
         });
-        let table = self.clone();
+        let (table, cache) = (self.clone(), endpoints.clone());
         endpoints.on_event(move |change| {
-            let endpoints = change.object();
-            let revision = revision_of(endpoints).and_then(|key| table.by_key.get(&key).map(|entry| entry.clone()));
-            match (change, revision) {
-                (Change::Applied { new, .. }, Some(revision)) => revision.update(new),
-                (Change::Deleted(_), Some(revision)) => revision.backends.update(&Addresses::default()),
-                (_, None) => {}
+            let key = revision_of(change.object());
+            if let Some(revision) = key.and_then(|key| table.by_key.get(&key).map(|entry| entry.clone())) {
+                revision.refresh(&cache);
             }
         });
         Watches { revisions, endpoints }
@@ -162,8 +159,13 @@ impl Revisions {
 // === impl Revision ===
 
 impl Revision {
-    fn update(&self, endpoints: &Endpoints) {
-        self.backends.update(&Addresses::of(endpoints, self.protocol));
+    fn refresh(&self, endpoints: &Cache<Endpoints>) {
+        let _one_at_a_time = self.refreshing.lock();
+        let mut addresses = Addresses::default();
+        for endpoints in endpoints.by_index(BY_REVISION, &self.key.to_string()) {
+            addresses.add(&endpoints, self.protocol);
+        }
+        self.backends.update(&addresses);
     }
 }
 

@@ -300,7 +300,7 @@ mod tests {
     fn a_pod_that_goes_away_takes_its_slots_with_it() {
         let throttler = throttler();
         let (gone, stays) = (pod(1, 1), pod(2, 1));
-        throttler.set_pods(vec![gone.clone()]);
+        throttler.set_pods(vec![gone]);
         let Poll::Ready(Ok(hangs)) = poll(pin!(throttler.acquire())) else { panic!("free") };
         throttler.set_pods(vec![stays]);
         let Poll::Ready(Ok(other)) = poll(pin!(throttler.acquire())) else { panic!("the other pod is free") };

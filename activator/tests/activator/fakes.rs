@@ -1,0 +1,7 @@
+//! The activator's surroundings.
+
+mod autoscaler;
+mod cluster;
+
+pub(crate) use autoscaler::Autoscaler;
+pub(crate) use cluster::Cluster;

@@ -1,0 +1,116 @@
+//! A Kubernetes API that lists and watches, and nothing else.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+const REVISIONS: &str = "/apis/serving.knative.dev/v1/revisions";
+const ENDPOINTS: &str = "/api/v1/endpoints";
+
+/// Every change there was, in order; an object's version is its place in it.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    log: Arc<watch::Sender<Vec<(&'static str, Value)>>>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { log: Arc::new(watch::Sender::new(Vec::new())) }
+    }
+}
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+impl Cluster {
+    pub(crate) fn client(&self) -> kube::Client {
+        let cluster = self.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let response = cluster.answer(request.uri());
+            async move { Ok::<_, Infallible>(response) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    pub(crate) fn revision(&self, name: &str, concurrency: i64, timeout: i64) {
+        self.apply(
+            REVISIONS,
+            json!({
+                "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
+                "metadata": {"namespace": "default", "name": name, "uid": name},
+                "spec": {"containerConcurrency": concurrency, "timeoutSeconds": timeout,
+                    "containers": [{"image": "dev.local/hello"}]},
+            }),
+        );
+    }
+
+    pub(crate) fn endpoints(&self, revision: &str, ready: &[SocketAddr], not_ready: &[SocketAddr]) {
+        let subset = |address: &SocketAddr, key: &str| json!({key: [{"ip": address.ip().to_string()}], "ports": [{"name": "http", "port": address.port()}]});
+        let subsets: Vec<_> = ready
+            .iter()
+            .map(|address| subset(address, "addresses"))
+            .chain(not_ready.iter().map(|address| subset(address, "notReadyAddresses")))
+            .collect();
+        self.apply(
+            ENDPOINTS,
+            json!({
+                "apiVersion": "v1", "kind": "Endpoints",
+                "metadata": {"namespace": "default", "name": format!("{revision}-private"), "labels": {
+                    "networking.internal.knative.dev/serviceType": "Private",
+                    "serving.knative.dev/revision": revision,
+                    "serving.knative.dev/revisionUID": revision,
+                }},
+                "subsets": subsets,
+            }),
+        );
+    }
+
+    fn apply(&self, path: &'static str, mut object: Value) {
+        self.log.send_modify(|log| {
+            object["metadata"]["resourceVersion"] = json!((log.len() + 1).to_string());
+            log.push((path, object));
+        });
+    }
+
+    fn answer(&self, uri: &http::Uri) -> Response<Body> {
+        let path = if uri.path() == REVISIONS { REVISIONS } else { ENDPOINTS };
+        let query = uri.query().unwrap_or_default();
+        let log = self.log.borrow().clone();
+        if !query.contains("watch=") {
+            let list = json!({
+                "apiVersion": "v1", "kind": "List",
+                "metadata": {"resourceVersion": log.len().to_string()},
+                "items": latest(&log, path),
+            });
+            return Response::new(Full::new(Bytes::from(list.to_string())).boxed_unsync());
+        }
+        let version = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
+        let seen: usize = version.and_then(|version| version.parse().ok()).unwrap_or(0);
+        let events = futures::stream::unfold((self.log.subscribe(), seen), move |(mut changes, seen)| async move {
+            loop {
+                let next = changes.borrow_and_update().get(seen..).and_then(|new| new.first().cloned());
+                match next {
+                    Some((of, object)) if of == path => {
+                        let line = json!({"type": "MODIFIED", "object": object}).to_string() + "\n";
+                        return Some((Ok(Frame::data(Bytes::from(line))), (changes, seen + 1)));
+                    }
+                    Some(_) => return Some((Ok(Frame::data(Bytes::new())), (changes, seen + 1))),
+                    None => changes.changed().await.ok()?,
+                }
+            }
+        });
+        Response::new(StreamBody::new(events).boxed_unsync())
+    }
+}
+
+fn latest(log: &[(&'static str, Value)], path: &str) -> Vec<Value> {
+    let mut by_name = std::collections::BTreeMap::new();
+    for (_, object) in log.iter().filter(|(of, _)| *of == path) {
+        by_name.insert(object["metadata"]["name"].to_string(), object.clone());
+    }
+    by_name.into_values().collect()
+}

@@ -1,0 +1,414 @@
+//! The activator over real sockets, against a Kubernetes API of two kinds and an autoscaler that listens.
+
+mod fakes;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use activator::{Handle, Options};
+use controller::{Context, Tasks};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
+
+use fakes::{Autoscaler, Cluster};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Setup {
+    cluster: Cluster,
+    autoscaler: Autoscaler,
+    activator: Handle,
+    tasks: Tasks,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let cluster = Cluster::default();
+        let autoscaler = Autoscaler::start().await;
+        let tasks = Tasks::new();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let options = Options {
+            listen_http: any,
+            listen_h2c: any,
+            autoscaler_url: autoscaler.url(),
+            pod_name: "activator-1".into(),
+            ..Options::default()
+        };
+        let ctx = Context::new(cluster.client(), tasks.clone());
+        let activator = activator::run(ctx, options).await.expect("free ports");
+        activator.synced().await;
+        until("a connection to the autoscaler", || activator.autoscaler_connected()).await;
+        Self { cluster, autoscaler, activator, tasks }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.activator.http_address()
+    }
+
+    fn request(&self, revision: &str) -> tokio::task::JoinHandle<String> {
+        let (address, revision) = (self.address(), revision.to_owned());
+        tokio::spawn(async move { get(address, &for_revision(&revision)).await })
+    }
+
+    async fn held(&self, count: usize) {
+        until("requests to be held", || self.activator.in_flight() == count).await;
+    }
+}
+
+fn for_revision(name: &str) -> String {
+    format!("Knative-Serving-Namespace: default\r\nKnative-Serving-Revision: {name}\r\n")
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "{what} did not come about");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8(head).expect("text"))
+}
+
+async fn get(address: SocketAddr, headers: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("listening");
+    let request = format!("GET /path?q=1 HTTP/1.1\r\nHost: hello.example.com\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("in time").expect("text");
+    answer
+}
+
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// A pod: answers probes as its sidecar does, and requests once it lets them.
+#[derive(Clone, Default)]
+struct Pod {
+    current: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    served: Arc<AtomicUsize>,
+    gate: Option<Arc<Notify>>,
+}
+
+impl Pod {
+    fn gated() -> Self {
+        Self { gate: Some(Arc::default()), ..Self::default() }
+    }
+
+    async fn start(&self) -> SocketAddr {
+        self.listen(TcpListener::bind("127.0.0.1:0").await.expect("a free port"))
+    }
+
+    fn listen(&self, listener: TcpListener) -> SocketAddr {
+        let address = listener.local_addr().expect("bound");
+        let pod = self.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let pod = pod.clone();
+                tokio::spawn(async move {
+                    while let Some(head) = read_head(&mut stream).await {
+                        let answer = pod.answer(head).await;
+                        if stream.write_all(answer.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    async fn answer(&self, head: String) -> String {
+        if head.to_lowercase().contains("k-network-probe: queue") {
+            return ok("queue");
+        }
+        let current = self.current.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(current, Ordering::SeqCst);
+        if let Some(gate) = &self.gate {
+            gate.notified().await;
+        }
+        self.current.fetch_sub(1, Ordering::SeqCst);
+        self.served.fetch_add(1, Ordering::SeqCst);
+        ok(&head)
+    }
+
+    fn open(&self) {
+        self.gate.as_ref().expect("a gated pod").notify_one();
+    }
+}
+
+/// An address that nobody listens on.
+async fn closed_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    listener.local_addr().expect("bound")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_requests_to_a_sleeping_revision_are_all_answered() {
+    let mut setup = Setup::new().await;
+    setup.cluster.revision("sleeper", 0, 300);
+    setup.cluster.endpoints("sleeper", &[], &[]);
+    let requests: Vec<_> = (0..100).map(|_| setup.request("sleeper")).collect();
+
+    let first = setup.autoscaler.next().await;
+    assert_eq!((first.namespace.as_str(), first.name.as_str()), ("default", "sleeper"));
+    let stat = first.stat.expect("a stat");
+    assert_eq!((stat.average_concurrent_requests, stat.request_count), (1.0, 1.0));
+    assert_eq!(stat.pod_name, "activator-1");
+
+    setup.held(100).await;
+    // The pod's address is known before anything listens there.
+    let listener = tokio::net::TcpSocket::new_v4().expect("a socket");
+    listener.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    setup.cluster.endpoints("sleeper", &[], &[address]);
+    let pod = Pod::default();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    pod.listen(listener.listen(100).expect("bound"));
+    for request in requests {
+        let answer = request.await.expect("no panic");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    assert_eq!(pod.served.load(Ordering::SeqCst), 100);
+    until("nothing in flight", || setup.activator.in_flight() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pod_sees_what_upstream_sends() {
+    let setup = Setup::new().await;
+    let address = Pod::default().start().await;
+    setup.cluster.revision("rev", 0, 300);
+    setup.cluster.endpoints("rev", &[address], &[]);
+    let headers = format!("{}X-Forwarded-For: 1.2.3.4\r\nK-Network-Hash: h\r\nKeep-Alive: 1\r\n", for_revision("rev"));
+    let answer = get(setup.address(), &headers).await;
+    let mut lines: Vec<_> = answer.split("\r\n\r\n").nth(1).expect("a body").lines().collect();
+    assert_eq!(lines.remove(0), "GET /path?q=1 HTTP/1.1");
+    lines.sort_unstable();
+    let host = format!("host: {address}");
+    assert_eq!(
+        lines,
+        [
+            host.as_str(),
+            "k-original-host: hello.example.com",
+            "k-proxy-request: activator",
+            "x-forwarded-for: 1.2.3.4, 127.0.0.1",
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn container_concurrency_is_never_exceeded() {
+    let setup = Setup::new().await;
+    let pods = [Pod::gated(), Pod::gated()];
+    let addresses = [pods[0].start().await, pods[1].start().await];
+    setup.cluster.revision("limited", 2, 300);
+    setup.cluster.endpoints("limited", &addresses, &[]);
+    let requests: Vec<_> = (0..40).map(|_| setup.request("limited")).collect();
+    setup.held(40).await;
+    until("both pods to be full", || pods.iter().all(|pod| pod.current.load(Ordering::SeqCst) == 2)).await;
+    for request in requests {
+        while !request.is_finished() {
+            pods.iter().for_each(Pod::open);
+            tokio::task::yield_now().await;
+        }
+        assert!(request.await.expect("no panic").starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+    assert!(pods.iter().all(|pod| pod.most.load(Ordering::SeqCst) <= 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_frees_its_place() {
+    let setup = Setup::new().await;
+    let pod = Pod::gated();
+    setup.cluster.revision("one", 1, 300);
+    setup.cluster.endpoints("one", &[pod.start().await], &[]);
+    let running = setup.request("one");
+    until("one to run", || pod.current.load(Ordering::SeqCst) == 1).await;
+    let leaving: Vec<_> = (0..10).map(|_| setup.request("one")).collect();
+    setup.held(11).await;
+    leaving.iter().for_each(tokio::task::JoinHandle::abort);
+    setup.held(1).await;
+    let staying = setup.request("one");
+    setup.held(2).await;
+    for request in [running, staying] {
+        pod.open();
+        assert!(request.await.expect("no panic").starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+    assert_eq!(pod.served.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_connection_sends_the_request_elsewhere() {
+    let setup = Setup::new().await;
+    let pod = Pod::default();
+    setup.cluster.revision("half", 0, 300);
+    setup.cluster.endpoints("half", &[closed_port().await, pod.start().await], &[]);
+    for _ in 0..50 {
+        assert!(setup.request("half").await.expect("no panic").starts_with("HTTP/1.1 200 OK\r\n"));
+    }
+    assert_eq!(pod.served.load(Ordering::SeqCst), 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_disappears_gets_no_further_request() {
+    let setup = Setup::new().await;
+    let (old, new) = (Pod::default(), Pod::default());
+    setup.cluster.revision("moving", 0, 300);
+    setup.cluster.endpoints("moving", &[old.start().await], &[]);
+    setup.request("moving").await.expect("no panic");
+    setup.cluster.endpoints("moving", &[], &[]);
+    let held = setup.request("moving");
+    setup.cluster.endpoints("moving", &[new.start().await], &[]);
+    held.await.expect("no panic");
+    for _ in 0..20 {
+        setup.request("moving").await.expect("no panic");
+    }
+    assert!(old.served.load(Ordering::SeqCst) <= 2, "one before, and at most the one that raced with the event");
+    assert!(new.served.load(Ordering::SeqCst) >= 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_becomes_a_tunnel() {
+    let setup = Setup::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    setup.cluster.revision("ws", 1, 300);
+    setup.cluster.endpoints("ws", &[listener.local_addr().expect("bound")], &[]);
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        read_head(&mut stream).await.expect("a head");
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.expect("sent");
+        let (mut read, mut write) = stream.split();
+        tokio::io::copy(&mut read, &mut write).await.expect("echoed");
+    });
+    let mut client = TcpStream::connect(setup.address()).await.expect("listening");
+    let head = for_revision("ws");
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{head}\r\n");
+    client.write_all(request.as_bytes()).await.expect("sent");
+    assert!(read_head(&mut client).await.expect("a head").starts_with("HTTP/1.1 101 "));
+    client.write_all(b"there").await.expect("sent");
+    let mut buffer = [0; 5];
+    client.read_exact(&mut buffer).await.expect("the echo");
+    assert_eq!((&buffer, setup.activator.in_flight()), (b"there", 1));
+    drop(client);
+    until("the tunnel to end", || setup.activator.in_flight() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_goes_through_as_http2_with_trailers() {
+    use http::{Request, Uri, Version};
+    use http_body_util::BodyExt;
+
+    let setup = Setup::new().await;
+    // Any HTTP/2 server will do: this one is the proxies' own.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(net::serve(
+        listener,
+        net::Connections::new(),
+        |request: Request<hyper::body::Incoming>, _| async move {
+            let version = format!("{:?}", request.version());
+            let body = request.into_body().collect().await.expect("a body").to_bytes();
+            net::text::<()>(http::StatusCode::OK, format!("{version} {}", String::from_utf8_lossy(&body)))
+        },
+    ));
+    setup.cluster.revision("grpc", 0, 300);
+    setup.cluster.endpoints("grpc", &[address], &[]);
+    let client = net::Pool::new(setup.activator.h2c_address(), net::PoolOptions::default());
+    let mut request = Request::new(net::RequestBody::Full("hello".into()));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = Uri::from_static("http://hello.example.com/pkg.Service/Method");
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().insert("knative-serving-namespace", "default".parse().unwrap());
+    request.headers_mut().insert("knative-serving-revision", "grpc".parse().unwrap());
+    let response = client.send_http2(request).await.expect("a response");
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    assert_eq!(body, "HTTP/2.0 hello");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_and_errors_are_answered_as_upstream_answers_them() {
+    let setup = Setup::new().await;
+    setup.cluster.revision("slow", 0, 1);
+    let cases = [
+        ("User-Agent: kube-probe/1.35\r\n".to_owned(), "200 OK", ""),
+        ("K-Network-Probe: activator\r\n".to_owned(), "200 OK", "activator"),
+        ("K-Network-Probe: probe\r\nK-Network-Hash: h\r\n".to_owned(), "200 OK", ""),
+        (
+            "K-Network-Probe: probe\r\n".to_owned(),
+            "400 Bad Request",
+            "a probe request must contain a non-empty \"K-Network-Hash\" header\n",
+        ),
+        (
+            "K-Network-Probe: <queue>\r\n".to_owned(),
+            "400 Bad Request",
+            "unexpected probe header value: \"&lt;queue&gt;\"\n",
+        ),
+        (
+            for_revision("nobody"),
+            "404 Not Found",
+            "Error getting active endpoint: revision.serving.knative.dev \"nobody\" not found\n",
+        ),
+        (for_revision("slow"), "504 Gateway Timeout", "activator request timeout"),
+    ];
+    for (headers, status, body) in cases {
+        let answer = get(setup.address(), &headers).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{headers}: {answer}");
+        assert_eq!(answer.split_once("\r\n\r\n").expect("a head").1, body, "{headers}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_connection_to_the_autoscaler_says_what_is_in_flight() {
+    let mut setup = Setup::new().await;
+    setup.cluster.revision("held", 0, 300);
+    let _request = setup.request("held");
+    setup.autoscaler.next().await;
+    setup.autoscaler.disconnect();
+    loop {
+        let message = setup.autoscaler.next().await;
+        let stat = message.stat.expect("a stat");
+        if stat.average_concurrent_requests == 1.0 && stat.request_count == 0.0 {
+            assert_eq!(message.name, "held");
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_finishes_what_is_in_flight() {
+    let setup = Setup::new().await;
+    let pod = Pod::gated();
+    setup.cluster.revision("rev", 0, 300);
+    setup.cluster.endpoints("rev", &[pod.start().await], &[]);
+    let request = setup.request("rev");
+    until("a request in flight", || pod.current.load(Ordering::SeqCst) == 1).await;
+    let draining = tokio::spawn({
+        let activator = setup.activator.clone();
+        async move { activator.drain().await }
+    });
+    while TcpStream::connect(setup.address()).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!draining.is_finished());
+    pod.open();
+    assert!(request.await.expect("no panic").starts_with("HTTP/1.1 200 OK\r\n"));
+    draining.await.expect("no panic");
+    setup.tasks.shutdown().await;
+}
