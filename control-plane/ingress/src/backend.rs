@@ -89,7 +89,7 @@ fn find_port<'a>(ports: &'a [ServicePort], wanted: &Port) -> (usize, Option<&'a 
         Port::Number(number) => port.port == *number,
         Port::Name(name) => port.name.as_deref().unwrap_or_default() == name,
     };
-    let found = ports.iter().enumerate().filter(|(_, port)| matches(port)).next_back();
+    let found = ports.iter().enumerate().rfind(|(_, port)| matches(port));
     found.map_or((0, None), |(index, port)| (index, Some(port)))
 }
 

@@ -62,7 +62,11 @@ impl Bootstrap {
                     "api_type": api_type,
                     "transport_api_version": "V3",
                     "set_node_on_first_message_only": true,
-                    "grpc_services": [{"envoy_grpc": {"cluster_name": "xds_cluster"}}],
+                    "grpc_services": [{"envoy_grpc": {
+                        "cluster_name": "xds_cluster",
+                        // Envoy's own would be 0.5 s, doubling to 30 s.
+                        "retry_policy": {"retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"}},
+                    }}],
                 },
                 "cds_config": ads,
                 "lds_config": ads,

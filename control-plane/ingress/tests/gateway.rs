@@ -132,7 +132,7 @@ async fn a_refused_resource_is_left_out_and_named() {
         let rig = rig!(state_of_the_world);
         let one = Backend::start("one").await;
         rig.service("one", "http", &[one.address]);
-        // Envoy refuses values with a line break, which Kubernetes lets through.
+        // Envoy refuses names with a line break, which Kubernetes lets through.
         let mut bad = host("bad.example.com", json!([split("one", 100)]));
         bad["rules"][0]["http"]["paths"][0]["splits"][0]["appendHeaders"] = json!({"X-Bad\n": "x"});
         rig.ingress("bad", bad);

@@ -120,6 +120,11 @@ impl Core {
         std::mem::take(&mut self.events)
     }
 
+    /// What each stream still has to deliver, for people who look for the reason why something is not in force.
+    pub fn describe(&self) -> Vec<String> {
+        self.streams.iter().map(|(id, stream)| format!("stream {id}: {}", stream.describe())).collect()
+    }
+
     pub fn settled(&self) -> Settled {
         let mut gateways = 0;
         let mut revision = self.cache.revision();

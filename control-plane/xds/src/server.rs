@@ -29,6 +29,8 @@ struct Shared {
     wake: Mutex<HashMap<StreamId, Arc<Notify>>>,
     settled: watch::Sender<Settled>,
     events: mpsc::UnboundedSender<Event>,
+    /// Streams end when this turns true.
+    closing: watch::Sender<bool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +69,7 @@ impl Xds {
             wake: Mutex::default(),
             settled: watch::Sender::new(Settled::default()),
             events,
+            closing: watch::Sender::new(false),
         };
         (Xds(Arc::new(shared)), receiver)
     }
@@ -82,6 +85,11 @@ impl Xds {
 
     pub fn settled(&self) -> watch::Receiver<Settled> {
         self.0.settled.subscribe()
+    }
+
+    /// One line per stream: what it holds and what it still has to be told.
+    pub fn describe(&self) -> Vec<String> {
+        self.0.core.lock().describe()
     }
 
     /// Runs something on the core, then wakes the streams it gave work to and tells what is settled now.
@@ -130,8 +138,8 @@ impl Server {
         self.address
     }
 
-    /// Serves until `shutdown` resolves; open streams are then closed at once (gateways keep their configuration and
-    /// reconnect).
+    /// Serves until `shutdown` resolves; open streams are then ended at once (gateways keep their configuration and
+    /// reconnect). Dropping the future before leaves open connections to their tasks.
     pub async fn run(self, xds: Xds, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
         let address = self.address;
         let server = tonic::transport::Server::builder()
@@ -139,19 +147,28 @@ impl Server {
             .tcp_nodelay(true)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
-        let serve = service::register(server, &xds).serve_with_incoming(TcpListenerStream::new(self.listener));
-        tokio::select! {
-            result = serve => result.map_err(|source| Error::Serve { address, source }),
-            () = shutdown => Ok(()),
-        }
+        let closing = async {
+            shutdown.await;
+            xds.0.closing.send_replace(true);
+        };
+        service::register(server, &xds)
+            .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), closing)
+            .await
+            .map_err(|source| Error::Serve { address, source })
     }
 }
 
 // === impl Connection ===
 
 impl Connection {
+    /// Looking for something to send also finds out what needs no sending, which may settle a revision.
     fn next(&self) -> Option<Response> {
-        self.xds.0.core.lock().next(self.id)
+        let (response, settled) = {
+            let mut core = self.xds.0.core.lock();
+            (core.next(self.id), core.settled())
+        };
+        self.xds.0.settled.send_if_modified(|now| std::mem::replace(now, settled) != settled);
+        response
     }
 }
 

@@ -44,6 +44,7 @@ struct Control {
     xds: Xds,
     world: World<Store>,
     events: tokio::sync::mpsc::UnboundedReceiver<xds::Event>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
     server: JoinHandle<()>,
 }
 
@@ -112,6 +113,7 @@ impl Rig {
             .args(bootstrap.arguments(&config))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(std::fs::File::create(files.path().join("envoy.log")).unwrap())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
@@ -119,7 +121,8 @@ impl Rig {
         let rig = Rig { external, internal, admin, objects, options, control, _envoy: envoy, _files: files };
         rig.settle().await;
         let ready = Request { path: "/ready", ..Request::to("internalkourier") };
-        rig.until("the gateway", async || rig.try_send(rig.internal, &ready).await.is_ok_and(|a| a.status == 200)).await;
+        rig.until("the gateway", async || rig.try_send(rig.internal, &ready).await.is_ok_and(|a| a.status == 200))
+            .await;
         Some(rig)
     }
 
@@ -191,7 +194,9 @@ impl Rig {
         let revision = xds.publish(Default::default());
         let mut settled = xds.settled();
         let done = settled.wait_for(|settled| settled.gateways > 0 && settled.revision >= revision);
-        tokio::time::timeout(DEADLINE, done).await.expect("the gateway acknowledges").unwrap();
+        if tokio::time::timeout(DEADLINE, done).await.is_err() {
+            panic!("revision {revision} is not acknowledged: {:?} {:#?}", xds.settled().borrow(), xds.describe());
+        }
         let mut control = self.control.lock();
         while let Ok(event) = control.events.try_recv() {
             control.world.note(&event);
@@ -214,8 +219,8 @@ impl Rig {
     /// The control plane ends and starts with nothing but the objects.
     pub async fn restart_control_plane(&mut self) {
         let control = self.control.get_mut();
-        control.server.abort();
-        let _ = (&mut control.server).await;
+        drop(control.stop.take());
+        (&mut control.server).await.unwrap();
         *control = Control::start(&self.objects, &self.options).await;
     }
 
@@ -245,7 +250,10 @@ impl Rig {
         let stats = self.admin("/stats").await;
         let sum = |part: &str, end: &str| -> u64 {
             let lines = stats.lines().filter_map(|line| line.split_once(": "));
-            lines.filter(|(name, _)| name.contains(part) && name.ends_with(end)).filter_map(|(_, n)| n.parse::<u64>().ok()).sum()
+            lines
+                .filter(|(name, _)| name.contains(part) && name.ends_with(end))
+                .filter_map(|(_, n)| n.parse::<u64>().ok())
+                .sum()
         };
         [
             sum("cluster_manager.cds.", "update_success"),
@@ -309,16 +317,13 @@ impl Control {
         for ingress in &ingresses {
             world.apply(ingress);
         }
-        let server = loop {
-            // The port may still be held by connections of the former one.
-            match Server::bind(options.xds_listen).await {
-                Ok(server) => break server,
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        };
+        let server = Server::bind(options.xds_listen).await.unwrap();
         let serving = xds.clone();
-        let server = tokio::spawn(async move { server.run(serving, std::future::pending()).await.unwrap() });
-        Control { xds, world, events, server }
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let server = tokio::spawn(async move {
+            server.run(serving, async move { drop::<Result<(), _>>(stopped.await) }).await.unwrap();
+        });
+        Control { xds, world, events, stop: Some(stop), server }
     }
 }
 

@@ -87,6 +87,26 @@ impl Stream {
         self.subs.iter().any(|sub| sub.flight.is_none() && (!sub.dirty.is_empty() || !sub.gone.is_empty()))
     }
 
+    pub(super) fn describe(&self) -> String {
+        let mut out = format!("node {:?}, {:?}", self.node, self.protocol);
+        for kind in Kind::ALL {
+            let sub = &self.subs[kind as usize];
+            let few = |names: &mut dyn Iterator<Item = &Name>| names.take(5).cloned().collect::<Vec<_>>();
+            if sub.started {
+                out += &format!(
+                    "; {kind}: holds {}, in flight {}, changed {:?}, gone {:?}, expected {:?}, refused {:?}",
+                    sub.held.len(),
+                    sub.flight.as_ref().map_or(0, |flight| flight.items.len()),
+                    few(&mut sub.dirty.keys()),
+                    few(&mut sub.gone.keys()),
+                    few(&mut sub.expected.keys()),
+                    few(&mut sub.refused.keys()),
+                );
+            }
+        }
+        out
+    }
+
     /// The first revision that is not in force here yet.
     pub(super) fn unsettled(&self) -> u64 {
         self.subs.iter().map(Subscription::unsettled).min().unwrap_or(u64::MAX)
@@ -331,17 +351,26 @@ impl Stream {
         }
     }
 
-    /// Finds out which item was refused: the only one, the ones the message names, or by offering halves again.
+    /// Finds out which item was refused: the only one, the only one the message names (it may dump everything it got),
+    /// or by offering halves again.
     fn refuse(&mut self, kind: Kind, flight: Flight, message: &str, cache: &mut Cache, events: &mut Vec<Event>) {
         for item in &flight.items {
             for (child, name) in item.offer.iter().flat_map(|offer| &offer.requires) {
                 self.subs[*child as usize].expected.remove(name);
             }
         }
-        let offers = flight.items.iter().filter(|item| item.offer.is_some()).count();
-        let named = |name: &str| offers == 1 || subscription::mentions(message, name);
-        let (guilty, rest): (Vec<Item>, Vec<Item>) =
-            flight.items.into_iter().partition(|item| item.offer.is_some() && named(&item.name));
+        let offers: Vec<&Name> = flight.items.iter().filter(|i| i.offer.is_some()).map(|i| &i.name).collect();
+        let named: Vec<&Name> =
+            offers.iter().filter(|name| subscription::mentions(message, name)).copied().take(2).collect();
+        let culprit = match (offers.as_slice(), named.as_slice()) {
+            ([only], _) | (_, [only]) => Some(Name::clone(only)),
+            _ => None,
+        };
+        let (guilty, rest): (Vec<Item>, Vec<Item>) = flight
+            .items
+            .into_iter()
+            .partition(|item| item.offer.is_some() && culprit.as_ref().is_some_and(|name| *name == item.name));
+        let message = subscription::shorten(message);
         let node = self.node.clone();
         let sub = &mut self.subs[kind as usize];
         for item in &guilty {
@@ -353,7 +382,7 @@ impl Stream {
                 name: item.name.clone(),
                 version: offer.version,
                 node: node.clone(),
-                message: message.to_owned(),
+                message: message.clone(),
             });
             // What was accepted earlier, here or elsewhere, is still worth having.
             sub.mark_at(&item.name, item.first, item.last);

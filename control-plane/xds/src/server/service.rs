@@ -98,13 +98,13 @@ impl<R: Incoming> StreamingService<R> for Handler {
     fn call(&mut self, request: Request<Streaming<R>>) -> Self::Future {
         let connection = self.xds.connect(R::PROTOCOL);
         tracing::debug!(stream = connection.id, peer = ?request.remote_addr(), protocol = ?R::PROTOCOL, "xDS stream");
-        let state = (connection, request.into_inner(), self.kind);
-        let responses = stream::try_unfold(state, |(connection, mut requests, kind)| async move {
+        let state = (connection, request.into_inner(), self.kind, self.xds.0.closing.subscribe());
+        let responses = stream::try_unfold(state, |(connection, mut requests, kind, mut closing)| async move {
             loop {
                 if let Some(response) = connection.next() {
                     tracing::trace!(stream = connection.id, kind = %response.kind, nonce = response.nonce,
                         resources = response.resources.len(), removed = response.removed.len(), "xDS response");
-                    return Ok(Some((response, (connection, requests, kind))));
+                    return Ok(Some((response, (connection, requests, kind, closing))));
                 }
                 tokio::select! {
                     request = requests.message() => match request? {
@@ -112,6 +112,7 @@ impl<R: Incoming> StreamingService<R> for Handler {
                         None => return Ok(None),
                     },
                     () = connection.notify.notified() => {}
+                    Ok(()) = closing.changed() => return Ok(None),
                 }
             }
         });

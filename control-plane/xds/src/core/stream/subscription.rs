@@ -160,3 +160,17 @@ pub(super) fn mentions(message: &str, name: &str) -> bool {
         ends && !before.is_some_and(|c| word(c) || c == '.')
     })
 }
+
+/// Envoy dumps the refused message before it says what is wrong with it.
+pub(super) fn shorten(message: &str) -> String {
+    const LIMIT: usize = 1000;
+    let mut text = message.rsplit_once("\n: ").map_or(message, |(_, reason)| reason);
+    if text.len() > LIMIT {
+        let mut from = text.len() - LIMIT;
+        while !text.is_char_boundary(from) {
+            from += 1;
+        }
+        text = &text[from..];
+    }
+    text.to_owned()
+}
