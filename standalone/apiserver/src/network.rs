@@ -30,18 +30,27 @@ const PAUSE: Duration = Duration::from_millis(50);
 // === impl Server ===
 
 impl Server {
-    /// Serves connections until [`Server::shutdown`]. Without a token everybody is the administrator. Dropping the future drops the connections.
-    pub async fn serve(&self, listener: TcpListener, tls: Option<rustls::ServerConfig>, token: Option<String>) {
-        let acceptor = tls.map(|mut tls| {
+    /// Starts to serve connections, until [`Server::shutdown`]. With an empty token everybody is the administrator.
+    pub fn serve(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, token: &str) {
+        let acceptor = tls.map(|tls| {
+            let mut tls = rustls::ServerConfig::clone(&tls);
             tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
             TlsAcceptor::from(Arc::new(tls))
         });
-        let token: Option<Arc<str>> = token.map(Into::into);
+        let token = Some(token).filter(|token| !token.is_empty()).map(Arc::from);
+        self.listeners.lock().spawn(Arc::clone(&self.core).accept(listener, acceptor, token));
+    }
+}
+
+// === impl Core ===
+
+impl Core {
+    async fn accept(self: Arc<Self>, listener: TcpListener, acceptor: Option<TlsAcceptor>, token: Option<Arc<str>>) {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.core.stop.cancelled() => break,
+                () = self.stop.cancelled() => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             };
             let stream = match accepted {
@@ -54,7 +63,7 @@ impl Server {
             };
             // Watch events are small and must not wait for each other.
             let _ = stream.set_nodelay(true);
-            let (core, acceptor, token) = (Arc::clone(&self.core), acceptor.clone(), token.clone());
+            let (core, acceptor, token) = (Arc::clone(&self), acceptor.clone(), token.clone());
             connections.spawn(async move {
                 match acceptor {
                     None => connection(core, stream, token).await,

@@ -115,8 +115,7 @@ impl Machine {
             .expect("a configuration");
         let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("binds");
         let address = listener.local_addr().expect("an address");
-        let serving = server.clone();
-        tokio::spawn(async move { serving.serve(listener, Some(tls), Some(TOKEN.to_owned())).await });
+        server.serve(listener, Some(Arc::new(tls)), TOKEN);
         let certificate = directory.join("ca.crt");
         std::fs::write(&certificate, certified.cert.pem()).expect("writes");
         let config = directory.join("kubeconfig");
