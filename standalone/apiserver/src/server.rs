@@ -10,8 +10,10 @@ use std::task::{Context, Poll};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{Request, Response};
+use parking_lot::Mutex;
 use serde_json::Value;
 use store::{Key, Store};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
@@ -66,6 +68,7 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Server {
     pub(crate) core: Arc<Core>,
+    pub(crate) listeners: Arc<Mutex<JoinSet<()>>>,
 }
 
 /// The API as a tower service with a fixed identity, for clients in this process.
@@ -122,7 +125,7 @@ impl Server {
         core.register_stored();
         core.observe_stored();
         crate::expiry::start(&core);
-        let server = Self { core };
+        let server = Self { core, listeners: Arc::default() };
         for object in boot::objects(&rules) {
             server.ensure(&object)?;
         }
@@ -191,6 +194,8 @@ impl Server {
     /// Ends watches and listeners and waits until everything is on disk.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.core.stop.cancel();
+        let listeners = std::mem::take(&mut *self.listeners.lock());
+        listeners.join_all().await;
         Ok(self.core.store.durable(self.core.store.revision()).await?)
     }
 }
