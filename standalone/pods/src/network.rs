@@ -19,18 +19,22 @@ use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub(crate) use cell::Cell;
 pub(crate) use leftovers::kill_namespace;
-use netlink::Netlink;
+use netlink::{Link, Netlink};
 
 use crate::options::{Cidr, fnv};
 use crate::sandbox::Isolation;
 use crate::{Error, NetworkMode, Options};
 use addresses::{Addresses, Ports};
+
+/// How long the kernel may take to remove an interface after its namespace.
+const VANISHES_IN: Duration = Duration::from_millis(700);
 
 /// The host's side of the pod network. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -153,24 +157,35 @@ impl Network {
         self.inner.ports.lock().release(port);
     }
 
-    /// Removes the cell's interface and gives its address back. Its processes must have ended.
+    /// Ends the cell and gives its address back. Its processes must have ended.
+    ///
+    /// The namespace is gone with its thread, and the kernel removes namespaces and their interfaces in batches;
+    /// deleting each interface would hold up those who make one for tens of milliseconds.
     pub(crate) async fn release(&self, cell: Cell) {
         let (ip, link) = (cell.ip, cell.link.clone());
         drop(cell);
-        let Some(link) = link else {
-            if ip != self.inner.node_ip {
-                self.inner.addresses.lock().release(ip);
+        if let (Some(link), Some(host)) = (link, &self.inner.host) {
+            self.vanish(host, &link).await;
+            let _ = std::fs::remove_file(self.inner.cells_dir.join(&link.name));
+        }
+        if ip != self.inner.node_ip {
+            self.inner.addresses.lock().release(ip);
+        }
+    }
+
+    /// Waits until the interface has gone with its namespace; deletes it if that takes long.
+    async fn vanish(&self, host: &Netlink, link: &Link) {
+        let mut wait = Duration::from_millis(5);
+        while wait < VANISHES_IN {
+            tokio::time::sleep(wait).await;
+            if !matches!(host.find(&link.name).await, Ok(Some(_))) {
+                return;
             }
-            return;
-        };
-        if let Some(host) = &self.inner.host
-            && let Err(error) = host.delete(link.index).await
-        {
-            // Gone with its namespace already, most of the time.
+            wait *= 2;
+        }
+        if let Err(error) = host.delete(link.index).await {
             tracing::debug!(link = link.name, %error, "interface not deleted");
         }
-        let _ = std::fs::remove_file(self.inner.cells_dir.join(&link.name));
-        self.inner.addresses.lock().release(ip);
     }
 
     /// Keeps the pool filled until cancelled.
@@ -187,16 +202,14 @@ impl Network {
             }
             self.inner.taken.notified().await;
             // Pods that are starting come first.
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// Removes everything this network put on the host. All pods must have ended.
     pub async fn remove(&self) {
         let pool = std::mem::take(&mut *self.inner.pool.lock());
-        for cell in pool {
-            self.release(cell).await;
-        }
+        futures::future::join_all(pool.into_iter().map(|cell| self.release(cell))).await;
         let Some(host) = &self.inner.host else { return };
         let rest = leftovers::remove(host, &self.inner.tag, &self.inner.cells_dir).await;
         let node = host.delete_named(&node_interface(&self.inner.tag)).await;

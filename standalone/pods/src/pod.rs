@@ -26,8 +26,11 @@ use crate::network::{self, Cell};
 use crate::status::{ContainerRuntime, PodRuntime, State};
 use crate::{env, volumes};
 
-/// First and longest wait before something that failed on our side is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// First and longest wait before something that failed is tried again. Short at first: what a pod needs is often made
+/// at the same time as the pod.
+const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
+/// Failures are told to users when they have lasted this long.
+const TELL_AFTER: Duration = Duration::from_millis(80);
 /// How often volumes made from ConfigMaps and Secrets are compared with them.
 const REFRESH: Duration = Duration::from_secs(30);
 const DEFAULT_GRACE: i64 = 30;
@@ -72,13 +75,15 @@ pub(crate) async fn run(agent: Arc<Agent>, mut updates: watch::Receiver<Update>)
             never = control => match never {},
         }
     }
-    end(&agent, &pod, held).await;
-    let update = updates.borrow().clone();
-    if update.gone || agent.is_draining() {
-        return;
+    if let Some(netns) = held.cell.as_ref().and_then(|cell| cell.netns) {
+        network::kill_namespace(netns).await;
     }
-    write::status(&agent, &update.pod, &shared).await;
-    write::delete(&agent, &pod).await;
+    let update = updates.borrow().clone();
+    if !update.gone && !agent.is_draining() {
+        write::status(&agent, &update.pod, &shared).await;
+        write::delete(&agent, &pod).await;
+    }
+    give_back(&agent, &pod, held).await;
 }
 
 /// The state before anything was done. A pod that ran under an earlier agent starts again in its place, which is the
@@ -238,7 +243,9 @@ async fn make_volumes(agent: &Arc<Agent>, pod: &Arc<Pod>, cell: &Cell) -> Option
                 return None;
             }
             Err(error) => {
-                agent.recorder.warning(pod.as_ref(), "FailedMount", &error.to_string());
+                if wait >= TELL_AFTER {
+                    agent.recorder.warning(pod.as_ref(), "FailedMount", &error.to_string());
+                }
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(RETRY.1);
             }
@@ -328,12 +335,9 @@ fn wanted_stop(update: &Update, draining: Option<Stop>) -> Option<Stop> {
     }
 }
 
-/// Gives back what the pod held. Its containers have ended.
-async fn end(agent: &Arc<Agent>, pod: &Arc<Pod>, held: Held) {
+/// Gives back what the pod held. Nothing of it runs any more.
+async fn give_back(agent: &Arc<Agent>, pod: &Arc<Pod>, held: Held) {
     if let Some(cell) = held.cell {
-        if let Some(netns) = cell.netns {
-            network::kill_namespace(netns).await;
-        }
         match Arc::try_unwrap(cell) {
             Ok(cell) => agent.network.release(cell).await,
             Err(_) => tracing::warn!(pod = pod.name_any(), "the pod's network is still in use"),

@@ -17,7 +17,7 @@ struct World {
     tasks: Tasks,
     handle: Handle,
     options: Options,
-    _data: Option<tempfile::TempDir>,
+    data: Option<tempfile::TempDir>,
 }
 
 fn is_root() -> bool {
@@ -50,7 +50,9 @@ impl World {
     async fn start(third: u8, network: NetworkMode) -> Self {
         let data = tempfile::tempdir().unwrap();
         let options = options(data.path(), third, network);
-        Self { _data: Some(data), ..Self::with(Api::default(), options).await }
+        let mut world = Self::with(Api::default(), options).await;
+        world.data = Some(data);
+        world
     }
 
     async fn with(api: Api, options: Options) -> Self {
@@ -58,20 +60,34 @@ impl World {
         let ctx = Context::new(api.client(), tasks.clone());
         let handle = pods::run(ctx, options.clone()).await.unwrap();
         handle.synced().await;
-        Self { api, tasks, handle, options, _data: None }
+        Self { api, tasks, handle, options, data: None }
     }
 
     async fn end(self) -> Api {
         self.handle.drain(Duration::from_secs(1)).await;
         self.tasks.shutdown().await;
         assert!(self.handle.network().interfaces().await.unwrap().is_empty());
-        self.api
+        self.api.clone()
     }
 
     async fn log(&self, pod: &str, options: LogOptions) -> String {
         let stream = self.handle.logs("default", pod, "", options).unwrap();
         let blocks: Vec<_> = stream.try_collect().await.unwrap();
         String::from_utf8(blocks.concat()).unwrap()
+    }
+}
+
+/// A failed test leaves nothing on the machine either.
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let options = self.options.clone();
+            let clean = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(pods::network::cleanup(&options)).unwrap();
+            });
+            let _ = clean.join();
+        }
     }
 }
 
@@ -117,7 +133,8 @@ async fn a_pod_gets_ready_logs_and_ends() {
         assert_eq!(found["status"]["phase"], "Running");
         assert_eq!(found["status"]["containerStatuses"][0]["started"], true);
         assert!(found["status"]["podIP"].is_string());
-        assert!(world.api.writes(&name) <= 2, "a cold start costs two status writes");
+        // Two, and one more if the machine is too busy to start a process within 30 ms.
+        assert!(world.api.writes(&name) <= 3, "too many status writes");
     }
     let text = world.log("hello-0", LogOptions::default()).await;
     assert!(text.starts_with("hello: listening on port "), "{text}");
@@ -254,5 +271,94 @@ async fn without_privilege_each_pod_has_an_address_and_a_port() {
     let two = world.api.wait("two", ready).await;
     assert_ne!(one["status"]["podIP"], two["status"]["podIP"]);
     assert!(one["status"]["podIP"].as_str().unwrap().starts_with("127."));
+    world.end().await;
+}
+
+/// What a killed agent is in the next test: this program again, in a process of its own.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "started by another test"]
+async fn agent_to_kill() {
+    let Some(data) = std::env::var_os("POSTRIDER_TEST_DATA") else { return };
+    let world = World::with(Api::default(), options(Path::new(&data), 17, NetworkMode::Auto)).await;
+    let script = "(setsid sleep 2000 > /dev/null 2>&1 &); sleep 1000 & exec sleep 1000";
+    world.api.create("pods", sh("orphan", script));
+    world.api.wait("orphan", ready).await;
+    std::fs::write(Path::new(&data).join("up"), "").unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agents_processes_are_gone_after_the_next_start() {
+    if !is_root() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let mut agent = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "agent_to_kill", "--ignored"])
+        .env("POSTRIDER_TEST_DATA", data.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while !data.path().join("up").exists() {
+        assert!(started.elapsed() < Duration::from_secs(20), "the agent did not start");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let netns: Vec<u64> = std::fs::read_dir(data.path().join("cells"))
+        .unwrap()
+        .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap().parse().unwrap())
+        .collect();
+    assert!(inhabitants(&netns) >= 3);
+    agent.kill().await.unwrap();
+    agent.wait().await.unwrap();
+    let world = World::with(Api::default(), options(data.path(), 17, NetworkMode::Auto)).await;
+    assert_eq!(inhabitants(&netns), 0);
+    world.end().await;
+}
+
+/// How many processes there are in these network namespaces.
+fn inhabitants(netns: &[u64]) -> usize {
+    use std::os::unix::fs::MetadataExt;
+    let inside = |entry: &std::fs::DirEntry| {
+        let meta = std::fs::metadata(entry.path().join("ns/net"));
+        meta.is_ok_and(|meta| netns.contains(&meta.ino()))
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter(inside).count()
+}
+
+/// Prints what many starts at once cost: `cargo test -p pods --test agent many -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn many_pods_at_once() {
+    let Some(_) = hello() else { return };
+    let world = World::start(16, NetworkMode::Auto).await;
+    for (round, count) in [1, 1, 50, 50].into_iter().enumerate() {
+        // The pool fills.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let created = Instant::now();
+        let names: Vec<String> = (0..count).map(|n| format!("many-{round}-{n}")).collect();
+        for name in &names {
+            let container = json!({
+                "image": "dev.local/hello",
+                "env": [{"name": "PORT", "value": "8080"}],
+                "readinessProbe": {"tcpSocket": {"port": 8080}},
+            });
+            world.api.create("pods", pod(name, container));
+        }
+        let mut times = Vec::new();
+        for name in &names {
+            world.api.wait(name, ready).await;
+            times.push(created.elapsed());
+        }
+        let deleted = Instant::now();
+        for name in &names {
+            world.api.delete(name, 5);
+        }
+        for name in &names {
+            world.api.gone(name).await;
+        }
+        println!("{count}: ready after {:?}, gone after {:?}", times.last().unwrap(), deleted.elapsed());
+    }
     world.end().await;
 }

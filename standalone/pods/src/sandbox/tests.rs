@@ -145,3 +145,58 @@ async fn processes_of_a_killed_agent_are_found_by_their_namespace() {
     network::cleanup(&options).await.unwrap();
     assert!(network.interfaces().await.unwrap().is_empty());
 }
+
+/// Prints what the parts of a start cost: `cargo test -p pods --lib cost -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn cost_of_a_start() {
+    if !is_root() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let options = options(data.path(), 3);
+    let network = network::prepare(&options).await.unwrap();
+    let mut cells = Vec::new();
+    for _ in 0..5 {
+        let before = Instant::now();
+        cells.push(network.take().await.unwrap());
+        println!("cell {:?}", before.elapsed());
+    }
+    let before = Instant::now();
+    let many = futures::future::join_all((0..50).map(|_| network.take())).await;
+    println!("50 cells at once {:?}", before.elapsed());
+    let scratch = data.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let root = Root {
+        scratch,
+        host: Arc::new(HostMounts::read(data.path()).unwrap()),
+        files: vec![("/etc/resolv.conf".into(), String::new())],
+        mounts: Vec::new(),
+        read_only: false,
+    };
+    for cell in &cells {
+        let root = root.clone();
+        let (built, spawned) = cell
+            .sandbox
+            .run(move |inside| {
+                let launch =
+                    Launch { argv: vec!["/bin/true".to_owned()], working_dir: "/".into(), ..Launch::default() };
+                let before = Instant::now();
+                drop(inside.launch(&launch).unwrap());
+                let spawned = before.elapsed();
+                let launch = Launch { root: Some(root), ..launch };
+                let before = Instant::now();
+                drop(inside.launch(&launch).unwrap());
+                (before.elapsed().saturating_sub(spawned), spawned)
+            })
+            .await
+            .unwrap();
+        println!("root {built:?}, fork and exec {spawned:?}");
+    }
+    let before = Instant::now();
+    for cell in cells.into_iter().chain(many.into_iter().flatten()) {
+        network.release(cell).await;
+    }
+    println!("55 cells released {:?}", before.elapsed());
+    network.remove().await;
+}
