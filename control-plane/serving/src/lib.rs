@@ -14,8 +14,11 @@ use std::sync::Arc;
 use controller::{Context, Error};
 
 pub mod configuration;
+pub mod gc;
+pub mod labeler;
 pub mod revision;
 pub mod route;
+pub mod serverlessservice;
 pub mod service;
 pub mod shared;
 
@@ -44,5 +47,8 @@ pub async fn run(ctx: Context, options: Options) -> Result<(), Error> {
     configuration::start(&shared, options.workers);
     revision::start(&shared, options.workers).await;
     route::start(&shared, options.workers);
+    serverlessservice::start(&shared, options.workers);
+    labeler::start(&shared, options.workers);
+    gc::start(&shared, options.workers);
     Ok(())
 }

@@ -3,16 +3,20 @@
 use api::autoscaling::v1alpha1::PodAutoscaler;
 use api::config;
 use api::keys;
-use api::networking::v1alpha1::Ingress;
+use api::networking::v1alpha1::{Ingress, ServerlessService};
 use api::serving::v1::{Configuration, Revision, Route, Service};
 use controller::{Cache, Config, Context, Error, ObjectKey, Recorder};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Resource, ResourceExt};
 
+use crate::labeler::marks;
+
 /// Index of Revisions by `namespace/configuration` of their configuration label.
 pub const BY_CONFIGURATION: &str = "configuration";
 /// Index of core Services by `namespace/route` of their route label.
 pub const BY_ROUTE: &str = "route";
+/// Index of Revisions and Configurations by each `namespace/route` of their routes annotation.
+pub const BY_MARK: &str = "mark";
 
 /// Caches and configuration shared by the controllers of this process.
 #[derive(Debug)]
@@ -27,6 +31,7 @@ pub struct Shared {
     pub deployments: Cache<Deployment>,
     pub pod_autoscalers: Cache<PodAutoscaler>,
     pub ingresses: Cache<Ingress>,
+    pub serverless_services: Cache<ServerlessService>,
     pub k8s_services: Cache<k8s_openapi::api::core::v1::Service>,
     pub endpoints: Cache<k8s_openapi::api::core::v1::Endpoints>,
 
@@ -53,14 +58,16 @@ impl Shared {
             ctx: ctx.clone(),
             recorder: Recorder::new(ctx, "controller"),
             services: Cache::builder().start(ctx),
-            configurations: Cache::builder().start(ctx),
+            configurations: Cache::builder().index(BY_MARK, marked).start(ctx),
             revisions: Cache::builder()
                 .index(BY_CONFIGURATION, |r: &Revision| labelled(r, keys::serving::CONFIGURATION))
+                .index(BY_MARK, marked)
                 .start(ctx),
             routes: Cache::builder().start(ctx),
             deployments: Cache::builder().label_selector(keys::serving::REVISION_UID).start(ctx),
             pod_autoscalers: Cache::builder().start(ctx),
             ingresses: Cache::builder().start(ctx),
+            serverless_services: Cache::builder().start(ctx),
             k8s_services: Cache::builder()
                 .index(BY_ROUTE, |s: &k8s_openapi::api::core::v1::Service| labelled(s, keys::serving::ROUTE))
                 .start(ctx),
@@ -87,6 +94,7 @@ impl Shared {
         self.deployments.synced().await;
         self.pod_autoscalers.synced().await;
         self.ingresses.synced().await;
+        self.serverless_services.synced().await;
         self.k8s_services.synced().await;
         self.endpoints.synced().await;
     }
@@ -101,4 +109,10 @@ impl Shared {
 fn labelled<K: Resource>(object: &K, label: &str) -> Vec<String> {
     let value = object.labels().get(label).filter(|value| !value.is_empty());
     value.map(|value| format!("{}/{value}", object.namespace().unwrap_or_default())).into_iter().collect()
+}
+
+/// `namespace/route` of each route the object is marked with.
+fn marked<K: Resource>(object: &K) -> Vec<String> {
+    let namespace = object.namespace().unwrap_or_default();
+    marks::routes(object.annotations()).into_iter().map(|route| format!("{namespace}/{route}")).collect()
 }
