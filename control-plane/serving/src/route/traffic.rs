@@ -1,176 +1,238 @@
-//! Which Revisions a Route's traffic means (controllers.md 7.2; upstream `pkg/reconciler/route/traffic`).
+//! What a Route's targets resolve to, and why they do not.
+//!
+//! Every target counts into the default group; a tagged one also makes a group of its own tag. One bad target stops the
+//! whole Route, so that routing stays as it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use api::conditions::Condition;
 use api::serving::v1::{Configuration, Revision, Route, TrafficTarget};
 use api::{Conditioned, keys};
+use controller::{Cache, ObjectKey};
 use kube::ResourceExt;
 
-/// How objects of the Route's namespace are found by name.
-pub struct Lookup<'a> {
-    pub configuration: &'a dyn Fn(&str) -> Option<Arc<Configuration>>,
-    pub revision: &'a dyn Fn(&str) -> Option<Arc<Revision>>,
-}
+/// Kinds of [`controller::Tracker`] references.
+pub const CONFIGURATION: &str = "Configuration";
+pub const REVISION: &str = "Revision";
 
-/// One traffic entry with its Revision.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A target with its revision found.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     pub tag: String,
     pub revision: String,
-    /// Empty if the Revision has no Configuration.
+    /// Of the target, or of the revision's label.
     pub configuration: String,
-    /// The entry follows the Configuration's latest ready Revision.
     pub latest: bool,
     pub percent: i64,
     /// `http1` or `h2c`.
     pub protocol: &'static str,
 }
 
-/// Why traffic cannot be assigned as asked, as the `AllTrafficAssigned` condition tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// `False` rather than `Unknown`: waiting will not help.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// As in status.traffic: in the order of the spec, equal ones merged.
+    pub targets: Vec<Target>,
+    /// Tag (`""` for the default group) to what it serves, percentages summing to 100.
+    pub groups: BTreeMap<String, Vec<Target>>,
+}
+
+/// Why a target cannot be used: what to write into `AllTrafficAssigned`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BadTarget {
+    /// False, not Unknown: waiting will not help.
     pub failed: bool,
     pub reason: String,
     pub message: String,
 }
 
-/// What a Route's traffic came to.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// For status: entries in order, equal ones merged.
-    pub entries: Vec<Target>,
-    /// By tag, `""` being the Route itself; within a group every Revision once.
-    pub groups: BTreeMap<String, Vec<Target>>,
-    pub problem: Option<Problem>,
-    /// Everything named or followed, whether it exists or not.
-    pub references: Vec<(&'static str, String)>,
+/// The outcome, with every object it depends on, existing or not.
+#[derive(Debug)]
+pub struct Resolution {
+    pub traffic: Result<Traffic, BadTarget>,
+    pub references: BTreeSet<(&'static str, ObjectKey)>,
 }
 
-// === impl Problem ===
+/// Where Configurations and Revisions are looked up.
+pub trait Lookup {
+    fn configuration(&self, namespace: &str, name: &str) -> Option<Arc<Configuration>>;
+    fn revision(&self, namespace: &str, name: &str) -> Option<Arc<Revision>>;
+}
 
-impl Problem {
-    fn new(failed: bool, reason: &str, message: String) -> Self {
-        Self { failed, reason: reason.to_owned(), message }
+/// Tags in use, `""` first: known before anything resolves.
+pub fn names(route: &Route) -> BTreeSet<String> {
+    std::iter::once(String::new()).chain(route.spec.traffic.iter().map(|t| t.tag.clone())).collect()
+}
+
+pub fn resolve(route: &Route, lookup: &impl Lookup) -> Resolution {
+    let mut resolver =
+        Resolver { route, namespace: route.namespace().unwrap_or_default(), lookup, references: BTreeSet::new() };
+    let mut targets = Vec::new();
+    let mut bad: Option<BadTarget> = None;
+    for target in &route.spec.traffic {
+        match resolver.target(target) {
+            Ok(target) => targets.push(target),
+            // The first problem is told, but a failure rather than something that may still come.
+            Err(error) if bad.is_none() || error.failed => bad = Some(error),
+            Err(_) => {}
+        }
     }
+    let traffic = match bad {
+        Some(bad) => Err(bad),
+        None => Ok(Traffic::of(targets)),
+    };
+    Resolution { traffic, references: resolver.references }
+}
+
+struct Resolver<'a, L> {
+    route: &'a Route,
+    namespace: String,
+    lookup: &'a L,
+    references: BTreeSet<(&'static str, ObjectKey)>,
+}
+
+// === impl Resolver ===
+
+impl<L: Lookup> Resolver<'_, L> {
+    fn target(&mut self, target: &TrafficTarget) -> Result<Target, BadTarget> {
+        if target.revision_name.is_empty() { self.configuration_target(target) } else { self.revision_target(target) }
+    }
+
+    fn configuration_target(&mut self, target: &TrafficTarget) -> Result<Target, BadTarget> {
+        let name = &target.configuration_name;
+        let configuration = self.configuration(name)?;
+        let latest = configuration.status.as_ref().map_or("", |s| s.latest_ready_revision_name.as_str());
+        if latest.is_empty() {
+            return Err(unready_configuration(&configuration));
+        }
+        let revision = self.revision(latest)?;
+        if !revision.is_ready() {
+            return Err(unready_revision(&revision));
+        }
+        Ok(make(target, &revision, name.clone()))
+    }
+
+    fn revision_target(&mut self, target: &TrafficTarget) -> Result<Target, BadTarget> {
+        let revision = self.revision(&target.revision_name)?;
+        self.check_service(&revision)?;
+        if !revision.is_ready() {
+            return Err(unready_revision(&revision));
+        }
+        let configuration = revision.labels().get(keys::serving::CONFIGURATION).cloned().unwrap_or_default();
+        if !configuration.is_empty() {
+            self.configuration(&configuration)?;
+        }
+        Ok(make(target, &revision, configuration))
+    }
+
+    /// The Route of a Service only goes to that Service's revisions.
+    fn check_service(&self, revision: &Revision) -> Result<(), BadTarget> {
+        let Some(wanted) = self.route.labels().get(keys::serving::SERVICE) else { return Ok(()) };
+        let name = revision.name_any();
+        let message = match revision.labels().get(keys::serving::SERVICE) {
+            Some(actual) if actual == wanted => return Ok(()),
+            Some(actual) => format!("Revision {name:?} belongs to Service {actual:?}, not Service {wanted:?}."),
+            None => format!("Revision {name:?} does not belong to Service {wanted:?}."),
+        };
+        Err(BadTarget { failed: true, reason: "RevisionNotOwned".to_owned(), message })
+    }
+
+    fn configuration(&mut self, name: &str) -> Result<Arc<Configuration>, BadTarget> {
+        self.references.insert((CONFIGURATION, ObjectKey::new(&self.namespace, name)));
+        self.lookup.configuration(&self.namespace, name).ok_or_else(|| missing(CONFIGURATION, name))
+    }
+
+    fn revision(&mut self, name: &str) -> Result<Arc<Revision>, BadTarget> {
+        self.references.insert((REVISION, ObjectKey::new(&self.namespace, name)));
+        self.lookup.revision(&self.namespace, name).ok_or_else(|| missing(REVISION, name))
+    }
+}
+
+fn make(target: &TrafficTarget, revision: &Revision, configuration: String) -> Target {
+    Target {
+        tag: target.tag.clone(),
+        revision: revision.name_any(),
+        configuration,
+        latest: target.latest_revision.unwrap_or(target.revision_name.is_empty()),
+        percent: target.percent.unwrap_or_default(),
+        protocol: revision.spec.pod.protocol(),
+    }
+}
+
+fn missing(kind: &str, name: &str) -> BadTarget {
+    BadTarget {
+        failed: true,
+        reason: format!("{kind}Missing"),
+        message: format!("{kind} {name:?} referenced in traffic not found."),
+    }
+}
+
+fn unready_configuration(configuration: &Configuration) -> BadTarget {
+    let name = configuration.name_any();
+    let failed = configuration.ready().is_some_and(Condition::is_false);
+    let message = if failed {
+        format!("Configuration {name:?} does not have any ready Revision.")
+    } else {
+        format!("Configuration {name:?} is waiting for a Revision to become ready.")
+    };
+    BadTarget { failed, reason: "RevisionMissing".to_owned(), message }
+}
+
+fn unready_revision(revision: &Revision) -> BadTarget {
+    let name = revision.name_any();
+    let failed = revision.ready().is_some_and(Condition::is_false);
+    let message = if failed {
+        format!("Revision {name:?} failed to become ready.")
+    } else {
+        format!("Revision {name:?} is not yet ready.")
+    };
+    BadTarget { failed, reason: "RevisionMissing".to_owned(), message }
 }
 
 // === impl Traffic ===
 
 impl Traffic {
-    pub fn resolve(route: &Route, lookup: &Lookup<'_>) -> Self {
-        let mut traffic = Self::default();
-        for entry in &route.spec.traffic {
-            let found = if entry.revision_name.is_empty() {
-                traffic.follow_configuration(entry, lookup)
-            } else {
-                traffic.pin_revision(route, entry, lookup)
-            };
-            match found {
-                Ok(target) => traffic.add(target),
-                // The first problem is told, unless a later one is final.
-                Err(problem) if traffic.problem.is_none() || problem.failed => traffic.problem = Some(problem),
-                Err(_) => {}
+    fn of(all: Vec<Target>) -> Self {
+        let mut groups: BTreeMap<String, Vec<Target>> = BTreeMap::new();
+        let mut targets: Vec<Target> = Vec::new();
+        for target in all {
+            merge(groups.entry(String::new()).or_default(), &target, |a, b| a.revision == b.revision);
+            if !target.tag.is_empty() {
+                merge(groups.entry(target.tag.clone()).or_default(), &target, |a, b| a.revision == b.revision);
             }
+            merge(&mut targets, &target, |a, b| a.tag == b.tag && a.revision == b.revision && a.latest == b.latest);
         }
-        for group in traffic.groups.values_mut() {
+        for group in groups.values_mut() {
             if let [only] = group.as_mut_slice() {
                 only.percent = 100;
             }
         }
-        traffic
-    }
-
-    fn pin_revision(&mut self, route: &Route, entry: &TrafficTarget, lookup: &Lookup<'_>) -> Result<Target, Problem> {
-        let name = &entry.revision_name;
-        self.references.push(("Revision", name.clone()));
-        let revision = (lookup.revision)(name).ok_or_else(|| missing("Revision", name))?;
-        if let Some(service) = route.labels().get(keys::serving::SERVICE) {
-            let owner = revision.labels().get(keys::serving::SERVICE);
-            if owner != Some(service) {
-                let message = match owner {
-                    Some(owner) => format!("Revision {name:?} belongs to Service {owner:?}, not Service {service:?}."),
-                    None => format!("Revision {name:?} does not belong to Service {service:?}."),
-                };
-                return Err(Problem::new(true, "RevisionNotOwned", message));
-            }
-        }
-        let configuration = revision.labels().get(keys::serving::CONFIGURATION).cloned().unwrap_or_default();
-        if !configuration.is_empty() {
-            self.references.push(("Configuration", configuration.clone()));
-            (lookup.configuration)(&configuration).ok_or_else(|| missing("Configuration", &configuration))?;
-        }
-        if !revision.is_ready() {
-            return Err(not_ready(&revision));
-        }
-        Ok(target(entry, &revision, configuration, false))
-    }
-
-    fn follow_configuration(&mut self, entry: &TrafficTarget, lookup: &Lookup<'_>) -> Result<Target, Problem> {
-        let name = &entry.configuration_name;
-        self.references.push(("Configuration", name.clone()));
-        let configuration = (lookup.configuration)(name).ok_or_else(|| missing("Configuration", name))?;
-        let latest = configuration.status.as_ref().map_or("", |s| s.latest_ready_revision_name.as_str());
-        if latest.is_empty() {
-            return Err(if configuration.is_failed() {
-                let message = format!("Configuration {name:?} does not have any ready Revision.");
-                Problem::new(true, "RevisionMissing", message)
-            } else {
-                let message = format!("Configuration {name:?} is waiting for a Revision to become ready.");
-                Problem::new(false, "RevisionMissing", message)
-            });
-        }
-        self.references.push(("Revision", latest.to_owned()));
-        let revision = (lookup.revision)(latest).ok_or_else(|| missing("Revision", latest))?;
-        if !revision.is_ready() {
-            return Err(not_ready(&revision));
-        }
-        Ok(target(entry, &revision, name.clone(), true))
-    }
-
-    fn add(&mut self, target: Target) {
-        let same = |entry: &&mut Target| {
-            entry.tag == target.tag && entry.revision == target.revision && entry.latest == target.latest
-        };
-        match self.entries.iter_mut().find(same) {
-            Some(entry) => entry.percent += target.percent,
-            None => self.entries.push(target.clone()),
-        }
-        if !target.tag.is_empty() {
-            merge(self.groups.entry(target.tag.clone()).or_default(), target.clone());
-        }
-        merge(self.groups.entry(String::new()).or_default(), target);
+        Self { targets, groups }
     }
 }
 
-fn merge(group: &mut Vec<Target>, target: Target) {
-    match group.iter_mut().find(|present| present.revision == target.revision) {
+fn merge(list: &mut Vec<Target>, target: &Target, same: impl Fn(&Target, &Target) -> bool) {
+    match list.iter_mut().find(|present| same(present, target)) {
         Some(present) => present.percent += target.percent,
-        None => group.push(target),
+        None => list.push(target.clone()),
     }
 }
 
-fn target(entry: &TrafficTarget, revision: &Revision, configuration: String, latest: bool) -> Target {
-    Target {
-        tag: entry.tag.clone(),
-        revision: revision.name_any(),
-        configuration,
-        latest,
-        percent: entry.percent.unwrap_or_default(),
-        protocol: revision.spec.pod.protocol(),
+/// The caches as a [`Lookup`].
+#[derive(Debug)]
+pub struct Caches<'a> {
+    pub configurations: &'a Cache<Configuration>,
+    pub revisions: &'a Cache<Revision>,
+}
+
+// === impl Caches ===
+
+impl Lookup for Caches<'_> {
+    fn configuration(&self, namespace: &str, name: &str) -> Option<Arc<Configuration>> {
+        self.configurations.get(namespace, name)
     }
-}
 
-fn missing(kind: &str, name: &str) -> Problem {
-    Problem::new(true, &format!("{kind}Missing"), format!("{kind} {name:?} referenced in traffic not found."))
-}
-
-fn not_ready(revision: &Revision) -> Problem {
-    let name = revision.name_any();
-    if revision.is_failed() {
-        Problem::new(true, "RevisionMissing", format!("Revision {name:?} failed to become ready."))
-    } else {
-        Problem::new(false, "RevisionMissing", format!("Revision {name:?} is not yet ready."))
+    fn revision(&self, namespace: &str, name: &str) -> Option<Arc<Revision>> {
+        self.revisions.get(namespace, name)
     }
 }
