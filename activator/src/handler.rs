@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use http::{
@@ -23,6 +24,9 @@ use crate::{
 };
 
 pub(crate) type Body = ResponseBody<Ticket>;
+
+/// How far this process's watch may lag behind the gateway's.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// How often a request that no pod has seen yet is sent again.
 const ATTEMPTS: usize = 20;
@@ -134,9 +138,9 @@ impl Handler {
         if let Some(revision) = self.revisions.get(namespace, name) {
             return Ok(revision);
         }
-        // At the start it may only be that nothing was heard of yet.
+        // At the start it may only be that nothing was heard of yet, and later that the gateway heard of it first.
         self.watches.synced().await;
-        self.revisions.get(namespace, name).ok_or_else(|| name.to_owned())
+        self.revisions.wait_for(namespace, name, GRACE).await.ok_or_else(|| name.to_owned())
     }
 }
 

@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Endpoints;
 use kube::ResourceExt;
 use net::Limits;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::{
     backends::{Addresses, Backends, Treatment},
@@ -44,6 +45,7 @@ pub(crate) struct Revision {
 /// All of them, by `namespace/name`.
 pub(crate) struct Revisions {
     by_key: DashMap<String, Arc<Revision>>,
+    created: Notify,
     limit: Arc<QueueLimit>,
     probe_limit: Duration,
     tasks: Tasks,
@@ -60,7 +62,7 @@ pub(crate) struct Watches {
 
 impl Revisions {
     pub(crate) fn new(limit: Arc<QueueLimit>, probe_limit: Duration, tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { by_key: DashMap::new(), limit, probe_limit, tasks })
+        Arc::new(Self { by_key: DashMap::new(), created: Notify::new(), limit, probe_limit, tasks })
     }
 
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Revision>> {
@@ -71,6 +73,21 @@ impl Revisions {
         key.extend_from_slice(name.as_bytes());
         let key = std::str::from_utf8(&key).ok()?;
         self.by_key.get(key).map(|revision| revision.clone())
+    }
+
+    /// The revision, if it is or becomes known within `grace`.
+    pub(crate) async fn wait_for(&self, namespace: &str, name: &str, grace: Duration) -> Option<Arc<Revision>> {
+        let found = async {
+            loop {
+                let mut created = std::pin::pin!(self.created.notified());
+                created.as_mut().enable();
+                if let Some(revision) = self.get(namespace, name) {
+                    return revision;
+                }
+                created.await;
+            }
+        };
+        tokio::time::timeout(grace, found).await.ok()
     }
 
     fn apply(&self, object: &v1::Revision, endpoints: &Cache<Endpoints>) {
@@ -89,6 +106,7 @@ impl Revisions {
         };
         self.by_key.insert(text, revision.clone());
         revision.refresh(endpoints);
+        self.created.notify_waiters();
     }
 
     fn delete(&self, object: &v1::Revision) {

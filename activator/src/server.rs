@@ -126,6 +126,11 @@ impl Handle {
         }
     }
 
+    /// Whether requests for this revision are taken.
+    pub fn knows(&self, namespace: &str, name: &str) -> bool {
+        self.handler.revisions.get(namespace, name).is_some()
+    }
+
     /// Completes when all revisions and endpoints that existed at the start are known.
     pub async fn synced(&self) {
         self.handler.watches.synced().await;

@@ -59,6 +59,12 @@ impl Setup {
         tokio::spawn(async move { get(address, &for_revision(&revision)).await })
     }
 
+    /// Creates a revision and waits until the activator has heard of it.
+    async fn revision(&self, name: &str, concurrency: i64, timeout: i64) {
+        self.cluster.revision(name, concurrency, timeout);
+        until("the revision to be known", || self.activator.knows("default", name)).await;
+    }
+
     async fn held(&self, count: usize) {
         until("requests to be held", || self.activator.in_flight() == count).await;
     }
@@ -153,16 +159,18 @@ impl Pod {
     }
 }
 
-/// An address that nobody listens on.
-async fn closed_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    listener.local_addr().expect("bound")
+/// A socket that is bound but does not listen: whoever connects to it is refused.
+fn bound() -> (tokio::net::TcpSocket, SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+    let address = socket.local_addr().expect("bound");
+    (socket, address)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_requests_to_a_sleeping_revision_are_all_answered() {
     let mut setup = Setup::new().await;
-    setup.cluster.revision("sleeper", 0, 300);
+    setup.revision("sleeper", 0, 300).await;
     setup.cluster.endpoints("sleeper", &[], &[]);
     let requests: Vec<_> = (0..100).map(|_| setup.request("sleeper")).collect();
 
@@ -174,9 +182,7 @@ async fn a_hundred_requests_to_a_sleeping_revision_are_all_answered() {
 
     setup.held(100).await;
     // The pod's address is known before anything listens there.
-    let listener = tokio::net::TcpSocket::new_v4().expect("a socket");
-    listener.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
-    let address = listener.local_addr().expect("bound");
+    let (listener, address) = bound();
     setup.cluster.endpoints("sleeper", &[], &[address]);
     let pod = Pod::default();
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -193,7 +199,7 @@ async fn a_hundred_requests_to_a_sleeping_revision_are_all_answered() {
 async fn the_pod_sees_what_upstream_sends() {
     let setup = Setup::new().await;
     let address = Pod::default().start().await;
-    setup.cluster.revision("rev", 0, 300);
+    setup.revision("rev", 0, 300).await;
     setup.cluster.endpoints("rev", &[address], &[]);
     let headers = format!("{}X-Forwarded-For: 1.2.3.4\r\nK-Network-Hash: h\r\nKeep-Alive: 1\r\n", for_revision("rev"));
     let answer = get(setup.address(), &headers).await;
@@ -217,7 +223,7 @@ async fn container_concurrency_is_never_exceeded() {
     let setup = Setup::new().await;
     let pods = [Pod::gated(), Pod::gated()];
     let addresses = [pods[0].start().await, pods[1].start().await];
-    setup.cluster.revision("limited", 2, 300);
+    setup.revision("limited", 2, 300).await;
     setup.cluster.endpoints("limited", &addresses, &[]);
     let requests: Vec<_> = (0..40).map(|_| setup.request("limited")).collect();
     setup.held(40).await;
@@ -236,7 +242,7 @@ async fn container_concurrency_is_never_exceeded() {
 async fn a_client_that_leaves_frees_its_place() {
     let setup = Setup::new().await;
     let pod = Pod::gated();
-    setup.cluster.revision("one", 1, 300);
+    setup.revision("one", 1, 300).await;
     setup.cluster.endpoints("one", &[pod.start().await], &[]);
     let running = setup.request("one");
     until("one to run", || pod.current.load(Ordering::SeqCst) == 1).await;
@@ -257,10 +263,12 @@ async fn a_client_that_leaves_frees_its_place() {
 async fn a_refused_connection_sends_the_request_elsewhere() {
     let setup = Setup::new().await;
     let pod = Pod::default();
-    setup.cluster.revision("half", 0, 300);
-    setup.cluster.endpoints("half", &[closed_port().await, pod.start().await], &[]);
+    setup.revision("half", 0, 300).await;
+    let (_refuses, address) = bound();
+    setup.cluster.endpoints("half", &[address, pod.start().await], &[]);
     for _ in 0..50 {
-        assert!(setup.request("half").await.expect("no panic").starts_with("HTTP/1.1 200 OK\r\n"));
+        let answer = setup.request("half").await.expect("no panic");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     }
     assert_eq!(pod.served.load(Ordering::SeqCst), 50);
 }
@@ -269,7 +277,7 @@ async fn a_refused_connection_sends_the_request_elsewhere() {
 async fn an_endpoint_that_disappears_gets_no_further_request() {
     let setup = Setup::new().await;
     let (old, new) = (Pod::default(), Pod::default());
-    setup.cluster.revision("moving", 0, 300);
+    setup.revision("moving", 0, 300).await;
     setup.cluster.endpoints("moving", &[old.start().await], &[]);
     setup.request("moving").await.expect("no panic");
     setup.cluster.endpoints("moving", &[], &[]);
@@ -287,7 +295,7 @@ async fn an_endpoint_that_disappears_gets_no_further_request() {
 async fn an_upgrade_becomes_a_tunnel() {
     let setup = Setup::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    setup.cluster.revision("ws", 1, 300);
+    setup.revision("ws", 1, 300).await;
     setup.cluster.endpoints("ws", &[listener.local_addr().expect("bound")], &[]);
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -328,7 +336,7 @@ async fn http2_goes_through_as_http2_with_trailers() {
             net::text::<()>(http::StatusCode::OK, format!("{version} {}", String::from_utf8_lossy(&body)))
         },
     ));
-    setup.cluster.revision("grpc", 0, 300);
+    setup.revision("grpc", 0, 300).await;
     setup.cluster.endpoints("grpc", &[address], &[]);
     let client = net::Pool::new(setup.activator.h2c_address(), net::PoolOptions::default());
     let mut request = Request::new(net::RequestBody::Full("hello".into()));
@@ -345,7 +353,7 @@ async fn http2_goes_through_as_http2_with_trailers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn probes_and_errors_are_answered_as_upstream_answers_them() {
     let setup = Setup::new().await;
-    setup.cluster.revision("slow", 0, 1);
+    setup.revision("slow", 0, 1).await;
     let cases = [
         ("User-Agent: kube-probe/1.35\r\n".to_owned(), "200 OK", ""),
         ("K-Network-Probe: activator\r\n".to_owned(), "200 OK", "activator"),
@@ -377,7 +385,7 @@ async fn probes_and_errors_are_answered_as_upstream_answers_them() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_connection_to_the_autoscaler_says_what_is_in_flight() {
     let mut setup = Setup::new().await;
-    setup.cluster.revision("held", 0, 300);
+    setup.revision("held", 0, 300).await;
     let _request = setup.request("held");
     setup.autoscaler.next().await;
     setup.autoscaler.disconnect();
@@ -395,7 +403,7 @@ async fn a_new_connection_to_the_autoscaler_says_what_is_in_flight() {
 async fn a_drain_finishes_what_is_in_flight() {
     let setup = Setup::new().await;
     let pod = Pod::gated();
-    setup.cluster.revision("rev", 0, 300);
+    setup.revision("rev", 0, 300).await;
     setup.cluster.endpoints("rev", &[pod.start().await], &[]);
     let request = setup.request("rev");
     until("a request in flight", || pod.current.load(Ordering::SeqCst) == 1).await;
