@@ -82,6 +82,10 @@ pub(crate) fn authenticate(core: &Core, headers: &HeaderMap, admin: Option<&str>
     Ok(impersonated(headers).map_or(identity, Arc::new))
 }
 
+pub(crate) fn anonymous() -> Arc<Identity> {
+    Arc::new(Identity::new("system:anonymous", &["system:unauthenticated"]))
+}
+
 fn administrator() -> Arc<Identity> {
     Arc::new(Identity::new("kubernetes-admin", &["system:masters", "system:authenticated"]))
 }

@@ -15,12 +15,14 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::auth::authenticate;
+use crate::auth::{anonymous, authenticate};
 use crate::body;
 use crate::core::Core;
 use crate::handler::Origin;
 use crate::server::Server;
 
+/// What a stranger may ask: whether there is somebody.
+const OPEN: [&str; 4] = ["/healthz", "/livez", "/readyz", "/version"];
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Between the stop signal and the end of connections that do not finish by themselves.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -95,7 +97,11 @@ async fn connection(
     let service = service_fn(move |request: Request<Incoming>| {
         let (core, token) = (Arc::clone(&shared), token.clone());
         async move {
-            let response = match authenticate(&core, request.headers(), token.as_deref()) {
+            let asked = match OPEN.contains(&request.uri().path()) {
+                true => Ok(anonymous()),
+                false => authenticate(&core, request.headers(), token.as_deref()),
+            };
+            let response = match asked {
                 Ok(identity) => core.respond(request, Origin { identity, durable: true }).await,
                 Err(status) => body::failure(&status),
             };

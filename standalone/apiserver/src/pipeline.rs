@@ -12,7 +12,7 @@ use store::{Change, Expected, Object};
 
 use crate::admission::{AdmissionRequest, Operation};
 use crate::core::{Call, Core, FieldValidation, Written};
-use crate::errors::{FieldError, Status};
+use crate::errors::{FieldError, FieldReason, Status};
 use crate::kinds;
 use crate::metadata;
 use crate::registry::Kind;
@@ -385,7 +385,8 @@ fn check_preconditions(call: &Call, old: &Object, object: &Value, source: &Sourc
     }
     match metadata::resource_version(object) {
         "" | "0" if call.kind.custom && call.subresource != "scale" && matches!(source, Source::Object { .. }) => {
-            let error = FieldError::invalid("metadata.resourceVersion", &0.into(), "must be specified for an update");
+            let message = "Invalid value: 0x0: must be specified for an update";
+            let error = FieldError::new(FieldReason::Invalid, "metadata.resourceVersion", message);
             Err(Status::invalid(&call.kind, &call.name, &[error]))
         }
         "" | "0" => Ok(()),
