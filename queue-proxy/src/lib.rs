@@ -15,6 +15,7 @@ mod drain;
 mod forwarded;
 mod log;
 mod probe;
+mod process;
 mod server;
 mod stats;
 
@@ -22,4 +23,5 @@ pub use config::{Config, ConfigError, Environment};
 pub use drain::DrainRule;
 pub use log::init as init_logging;
 pub use probe::{Probe, Prober};
+pub use process::{RunError, environment, run};
 pub use server::{Error, Handle, start};

@@ -195,6 +195,49 @@ async fn a_hundred_requests_to_a_sleeping_revision_are_all_answered() {
     until("nothing in flight", || setup.activator.in_flight() == 0).await;
 }
 
+/// The whole of a cold start that happens after the pod has an address: sidecar and program start, in this order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_start_ends_when_the_program_listens() {
+    let setup = Setup::new().await;
+    setup.revision("cold", 1, 300).await;
+    let (sidecar, (program, port)) = (bound().1, bound());
+    setup.cluster.endpoints("cold", &[], &[sidecar]);
+    let requests: Vec<_> = (0..20).map(|_| setup.request("cold")).collect();
+    setup.held(20).await;
+
+    let env = [
+        ("CONTAINER_CONCURRENCY", "1".to_owned()),
+        ("QUEUE_SERVING_PORT", sidecar.port().to_string()),
+        ("QUEUE_SERVING_TLS_PORT", "0".to_owned()),
+        ("USER_PORT", port.port().to_string()),
+        ("REVISION_TIMEOUT_SECONDS", "300".to_owned()),
+        ("SERVING_READINESS_PROBE", format!(r#"{{"tcpSocket":{{"port":{}}},"successThreshold":1}}"#, port.port())),
+        ("SERVING_LOGGING_CONFIG", String::new()),
+        ("SERVING_LOGGING_LEVEL", "error".to_owned()),
+        ("SERVING_NAMESPACE", "default".to_owned()),
+        ("SERVING_CONFIGURATION", "cold".to_owned()),
+        ("SERVING_REVISION", "cold".to_owned()),
+        ("SERVING_POD", "cold-pod".to_owned()),
+        ("SERVING_POD_IP", "127.0.0.1".to_owned()),
+    ];
+    let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let config = queue_proxy::Config::parse(&env).expect("a complete environment");
+    let config = queue_proxy::Config { admin_port: 0, autoscaling_port: 0, ..config };
+    let _sidecar = queue_proxy::start(config).await.expect("the port is free");
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert!(requests.iter().all(|request| !request.is_finished()));
+
+    let opened = Instant::now();
+    let pod = Pod::default();
+    pod.listen(program.listen(100).expect("bound"));
+    for request in requests {
+        let answer = request.await.expect("no panic");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    assert!(opened.elapsed() < Duration::from_millis(200), "{:?}", opened.elapsed());
+    assert_eq!(pod.most.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pod_sees_what_upstream_sends() {
     let setup = Setup::new().await;

@@ -161,9 +161,8 @@ where
         return upgrade(outbound, response, timer, guard);
     }
     headers::strip_hop_by_hop(response.headers_mut());
-    if outbound.http2 {
-        *response.version_mut() = Version::HTTP_2;
-    }
+    // The client's connection speaks its own version, whatever the backend's does.
+    *response.version_mut() = if outbound.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     response.extensions_mut().clear();
     response.map(|body| {
         let mut timer = timer;
