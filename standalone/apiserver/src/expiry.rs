@@ -20,7 +20,10 @@ async fn watch_the_clock(core: Weak<Core>) {
     loop {
         clock.tick().await;
         match core.upgrade() {
-            Some(core) => core.expire(jiff::Timestamp::now()),
+            Some(core) => {
+                core.expire(jiff::Timestamp::now());
+                core.store.trim();
+            }
             None => return,
         }
     }

@@ -166,6 +166,14 @@ impl Machine {
         format!("{out}{err}")
     }
 
+    /// Whether it succeeds, and all it prints.
+    async fn both(&self, line: &str, input: &str) -> (bool, String) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = self.run(&words, input).await;
+        let text = [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).into_owned()).concat();
+        (output.status.success(), text)
+    }
+
     /// Fails; what it says.
     async fn fails(&self, line: &str, input: &str) -> String {
         let words: Vec<&str> = line.split(' ').collect();
@@ -346,6 +354,50 @@ async fn built_in_kinds() {
     has(&machine.ok("explain ksvc.spec").await, &["template"]);
     has(&machine.ok("version").await, &["Server Version: v1.34"]);
     has(&machine.ok("get --raw /readyz").await, &["ok"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_of_the_everyday_list() {
+    let machine = Machine::start().await;
+    machine.ok_with("apply -f -", DEPLOYMENT).await;
+    machine.ok_with("apply -f -", POD).await;
+    machine.ok_with("apply -f -", HELLO).await;
+    has(
+        &machine.ok("get all").await,
+        &["pod/p", "service/kubernetes", "deployment.apps/web", "service.serving.knative.dev/hello"],
+    );
+    let (changed, text) = machine.both("diff -f -", &HELLO.replace("World", "Moon")).await;
+    has(&text, &["World", "Moon"]);
+    assert!(!changed, "a difference is exit code 1");
+    has(&machine.ok("set env deployment/web A=b").await, &["env updated"]);
+    has(&machine.ok("get deployment web -o custom-columns=N:.metadata.name,R:.spec.replicas").await, &["web", "1"]);
+    let status = r#"patch ksvc hello --subresource=status --type merge -p {"status":{"url":"http://x"}}"#;
+    has(&machine.ok(status).await, &["patched"]);
+    assert_eq!(machine.ok("get ksvc hello -o jsonpath={.status.url}/{.metadata.generation}").await, "http://x/1");
+    has(&machine.ok("get deployment web --subresource=scale -o jsonpath={.spec.replicas}").await, &["1"]);
+    has(&machine.ok_with("replace --force -f -", HELLO).await, &["deleted", "replaced"]);
+    let uid = machine.ok("get pod p -o jsonpath={.metadata.uid}").await;
+    let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "p.1"}, "reason": "Started", "message": "it runs", "type": "Normal",
+        "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": "default", "name": "p", "uid": uid}, "lastTimestamp": "2026-01-01T00:00:00Z"});
+    machine.ok_with("create -f -", &event.to_string()).await;
+    has(
+        &machine.ok("get events --field-selector involvedObject.name=p").await,
+        &["LAST SEEN", "Started", "pod/p", "it runs"],
+    );
+    has(&machine.ok("events --for pod/p").await, &["it runs"]);
+    has(&machine.ok("describe pod p").await, &["Name:", "it runs"]);
+    has(&machine.ok("describe deployment web").await, &["StrategyType:", "RollingUpdate"]);
+    let waiting = ["wait", "--for=delete", "pod/p", "--timeout=30s"];
+    let (waited, _) = tokio::join!(machine.run(&waiting, ""), machine.ok("delete pod p"));
+    assert!(waited.status.success(), "{}", String::from_utf8_lossy(&waited.stderr));
+    has(&machine.ok_with("delete -f -", DEPLOYMENT).await, &["deployment.apps \"web\" deleted"]);
+    has(&machine.ok("delete ksvc -l app=hello").await, &["\"hello\" deleted"]);
+    has(&machine.ok("delete ksvc --all").await, &["No resources found"]);
+    has(&machine.ok("cluster-info").await, &["Kubernetes control plane"]);
+    let manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: b}\n---\napiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {k: v}\n";
+    has(&machine.ok_with("apply -f -", manifest).await, &["configmap/m created", "secret/s created"]);
+    assert_eq!(machine.ok("get secret s -o jsonpath={.data.k}").await, "dg==");
+    has(&machine.ok("get cm,secret").await, &["configmap/m", "secret/s", "Opaque"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use crate::watch::{CAPACITY, TooOld, Watch};
 /// A watcher that comes back within this time finds every event, unless there were very many.
 const KEEP: Duration = Duration::from_secs(90);
 const KEEP_EVENTS: usize = 4096;
-const KEEP_BYTES: usize = 8 << 20;
+const KEEP_BYTES: usize = 6 << 20;
 /// However old, so that a quiet resource can be resumed after a long pause.
 const KEEP_AT_LEAST: usize = 16;
 

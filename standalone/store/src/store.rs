@@ -11,11 +11,8 @@ use tokio::sync::watch as latest;
 use crate::disk::{Disk, DiskError, Record};
 use crate::event::{Event, EventKind};
 use crate::object::{Key, Object};
-use crate::state::State;
+use crate::state::{State, Table};
 use crate::watch::{TooOld, Watch};
-
-/// Tables that nobody writes to any more give up their old events this often, counted in commits.
-const TRIM_ALL_EVERY: u64 = 512;
 
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -119,6 +116,11 @@ impl Store {
         self.shared.state.write().table(resource).watch_after(after)
     }
 
+    /// Lets go of events that are too old to keep; commits do it for their own resource, so a timer does it for the quiet ones.
+    pub fn trim(&self) {
+        self.shared.state.write().tables.values_mut().for_each(Table::trim);
+    }
+
     /// Ends the watches of a resource that is no longer served.
     pub fn drop_watchers(&self, resource: &str) {
         self.shared.state.write().table(resource).drop_watchers();
@@ -165,9 +167,6 @@ impl Store {
         }
         table.publish(Event::new(kind, Arc::clone(&object), found));
         state.revision = revision;
-        if revision.is_multiple_of(TRIM_ALL_EVERY) {
-            state.tables.values_mut().for_each(crate::state::Table::trim);
-        }
         drop(state);
         self.shared.revision.send_replace(revision);
         Ok(object)
