@@ -18,6 +18,8 @@ use tokio::net::TcpStream;
 use tokio::time::{interval, timeout};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
+/// A cluster's name server answers at once.
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(300);
 const PERIOD: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(45);
 const ACTIVATOR: &str = "activator";
@@ -25,10 +27,10 @@ const ACTIVATOR: &str = "activator";
 /// How a Service name becomes an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ServiceLookup {
-    /// `<service>.<namespace>.svc.<cluster domain>`, as any pod of a cluster does.
+    /// `<service>.<namespace>.svc.<cluster domain>`, as any pod of a cluster does; Endpoints if that name means nothing here.
     #[default]
     ClusterDns,
-    /// The first address of the Service's Endpoints: where cluster names mean nothing to this process.
+    /// The first address of the Service's Endpoints.
     Endpoints,
 }
 
@@ -98,14 +100,18 @@ impl Prober {
     ) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
         let (port, port_name) = if protocol == "h2c" { (81, "http2") } else { (80, "http") };
         let host = format!("{service}.{namespace}.svc.{}", self.cluster_domain);
-        let stream = match self.lookup {
-            ServiceLookup::ClusterDns => TcpStream::connect((host.as_str(), port)).await?,
-            ServiceLookup::Endpoints => {
+        let known = match self.lookup {
+            ServiceLookup::ClusterDns => resolve(&host, port).await,
+            ServiceLookup::Endpoints => None,
+        };
+        let address = match known {
+            Some(address) => address,
+            None => {
                 let endpoints = Api::<Endpoints>::namespaced(self.client.clone(), namespace).get(service).await?;
-                let address = first_address(&endpoints, port_name).ok_or("the Service has no endpoints")?;
-                TcpStream::connect(address).await?
+                first_address(&endpoints, port_name).ok_or("the Service has no endpoints")?
             }
         };
+        let stream = TcpStream::connect(address).await?;
         let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
         self.tasks.spawn("activator probe connection", async move {
             let _ = connection.await;
@@ -123,6 +129,11 @@ impl Prober {
         let body = Limited::new(response.into_body(), 1024).collect().await?.to_bytes();
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
+}
+
+async fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
+    let found = timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((host, port))).await.ok()?.ok()?;
+    found.into_iter().next()
 }
 
 fn first_address(endpoints: &Endpoints, port_name: &str) -> Option<SocketAddr> {
