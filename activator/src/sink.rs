@@ -117,6 +117,8 @@ impl Connection {
                     self.status.connected.store(true, Ordering::Release);
                     self.status.ever.store(true, Ordering::Release);
                     tracing::info!(autoscaler = self.address, "connected");
+                    // What is queued is stale, and the snapshot, taken afterwards, replaces it.
+                    while self.messages.try_recv().is_ok() {}
                     let ended = self.serve(socket, snapshot()).await;
                     self.status.connected.store(false, Ordering::Release);
                     pause = FIRST_PAUSE;
@@ -129,7 +131,6 @@ impl Connection {
                 sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
                 pause = pause.mul_f64(GROWTH).min(LAST_PAUSE);
             }
-            // Reports from before the next connection are stale; its snapshot replaces them.
         }
     }
 
@@ -145,7 +146,6 @@ impl Connection {
     }
 
     async fn serve(&mut self, mut socket: WebSocketStream<TcpStream>, snapshot: WireStatMessages) -> Ended {
-        while self.messages.try_recv().is_ok() {}
         let mut pings = interval(PING);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();

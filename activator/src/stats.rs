@@ -55,8 +55,9 @@ impl Reporter {
         requests.enter(now, false);
         *slot = Some(Activity { requests, reported: 1.0 });
         drop(slot);
-        self.sink.send(WireStatMessages { messages: vec![self.message(revision, 1.0, 1.0)] });
+        // Listed first: a connection that drops what is queued takes its snapshot from the list afterwards.
         self.active.lock().push(revision.clone());
+        self.sink.send(WireStatMessages { messages: vec![self.message(revision, 1.0, 1.0)] });
         self.activated.notify_one();
         Counted(revision.clone())
     }

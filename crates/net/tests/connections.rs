@@ -1,0 +1,185 @@
+//! Pools and servers over real sockets: what is reused, what is closed, what comes back unsent.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use http::{Request, StatusCode, Uri, Version, header};
+use http_body_util::BodyExt;
+use net::{Connections, Pool, PoolOptions, RequestBody, ResponseBody};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+/// A server that counts its connections and answers each request with `hello` once `gate` lets it.
+async fn server(gate: Arc<Semaphore>) -> (SocketAddr, Connections) {
+    let listener = net::listen(([127, 0, 0, 1], 0).into()).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let connections = Connections::new();
+    tokio::spawn(net::serve(listener, connections.clone(), move |_, _| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.expect("open").forget();
+            net::text::<()>(StatusCode::OK, "hello")
+        }
+    }));
+    (address, connections)
+}
+
+fn request() -> Request<RequestBody> {
+    let mut request = Request::new(RequestBody::Empty);
+    request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("a"));
+    request
+}
+
+fn http2_request() -> Request<RequestBody> {
+    let mut request = Request::new(RequestBody::Empty);
+    *request.uri_mut() = Uri::from_static("http://a/");
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{what} did not come about");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn one_request_after_another_uses_one_connection() {
+    let (address, connections) = server(Arc::new(Semaphore::new(1000))).await;
+    let pool = Pool::new(address, PoolOptions::default());
+    for _ in 0..100 {
+        let response = pool.send(request()).await.expect("a response");
+        assert_eq!(response.into_body().collect().await.expect("a body").to_bytes(), "hello");
+    }
+    assert_eq!((connections.open(), pool.idle()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_read_to_its_end_closes_its_connection() {
+    let (address, connections) = server(Arc::new(Semaphore::new(1000))).await;
+    let pool = Pool::new(address, PoolOptions::default());
+    drop(pool.send(request()).await.expect("a response"));
+    until("the connection to close", || connections.open() == 0).await;
+    assert_eq!(pool.idle(), 0);
+}
+
+#[tokio::test]
+async fn idle_connections_are_limited_and_closed_in_time() {
+    let gate = Arc::new(Semaphore::new(0));
+    let (address, connections) = server(gate.clone()).await;
+    let options = PoolOptions { max_idle: 2, idle_timeout: Duration::from_millis(50), ..PoolOptions::default() };
+    let pool = Pool::new(address, options);
+    let exchange = |pool: Pool| async move {
+        let response = pool.send(request()).await.expect("a response");
+        response.into_body().collect().await.expect("a body");
+    };
+    let requests: Vec<_> = (0..5).map(|_| tokio::spawn(exchange(pool.clone()))).collect();
+    until("five connections", || connections.open() == 5).await;
+    gate.add_permits(5);
+    for request in requests {
+        request.await.expect("no panic");
+    }
+    assert!(pool.idle() <= 2);
+    until("no idle connection", || pool.idle() == 0 && connections.open() == 0).await;
+}
+
+#[tokio::test]
+async fn a_refused_connection_gives_the_request_back() {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+    let pool = Pool::new(socket.local_addr().expect("bound"), PoolOptions::default());
+    for (request, http2) in [(request(), false), (http2_request(), true)] {
+        let uri = request.uri().clone();
+        let result = if http2 { pool.send_http2(request).await } else { pool.send(request).await };
+        let error = result.expect_err("refused");
+        assert!(error.to_string().contains("refused"), "{error}");
+        assert_eq!(error.into_request().expect("unsent").uri(), &uri);
+    }
+}
+
+#[tokio::test]
+async fn http2_shares_connections_up_to_their_streams() {
+    let gate = Arc::new(Semaphore::new(0));
+    let (address, connections) = server(gate.clone()).await;
+    let pool = Pool::new(address, PoolOptions::default());
+    let requests: Vec<_> = (0..150)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.send_http2(http2_request()).await.expect("a response").status() })
+        })
+        .collect();
+    until("a second connection", || connections.open() == 2).await;
+    gate.add_permits(150);
+    for request in requests {
+        assert_eq!(request.await.expect("no panic"), StatusCode::OK);
+    }
+    assert_eq!(connections.open(), 2);
+}
+
+#[tokio::test]
+async fn closing_lets_requests_finish_and_idle_connections_go() {
+    let gate = Arc::new(Semaphore::new(0));
+    let (address, connections) = server(gate.clone()).await;
+    let idle = TcpStream::connect(address).await.expect("listening");
+    let pool = Pool::new(address, PoolOptions::default());
+    let busy = tokio::spawn(async move {
+        let response = pool.send(request()).await.expect("a response");
+        response.into_body().collect().await.expect("a body").to_bytes()
+    });
+    until("both connections", || connections.open() == 2).await;
+    connections.close();
+    until("the idle connection to go", || connections.open() == 1).await;
+    gate.add_permits(1);
+    assert_eq!(busy.await.expect("no panic"), "hello");
+    connections.closed().await;
+    drop(idle);
+}
+
+#[tokio::test]
+async fn a_backend_that_breaks_off_breaks_the_client_off() {
+    let backend = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let pool = Pool::new(backend.local_addr().expect("bound"), PoolOptions::default());
+    tokio::spawn(async move {
+        let (mut stream, _) = backend.accept().await.expect("a connection");
+        let mut buffer = [0; 1024];
+        let _ = stream.read(&mut buffer).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart").await.expect("sent");
+    });
+    let listener = net::listen(([127, 0, 0, 1], 0).into()).await.expect("a free port");
+    let front = listener.local_addr().expect("bound");
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let guard = dropped.clone();
+    tokio::spawn(net::serve(listener, Connections::new(), move |_, _| {
+        let (pool, guard) = (pool.clone(), Dropped(guard.clone()));
+        async move {
+            let response = pool.send(request()).await.expect("a response");
+            response.map(|body| ResponseBody::stream(body, None, guard))
+        }
+    }));
+    let mut client = TcpStream::connect(front).await.expect("listening");
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).expect("text");
+    assert!(answer.ends_with("\r\n\r\npart"), "{answer}");
+    assert_eq!(dropped.load(SeqCst), 1, "the guard goes with the response");
+}
+
+struct Dropped(Arc<AtomicUsize>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
