@@ -158,10 +158,7 @@ impl Core {
         let kind = &*call.kind;
         let mut found: Vec<String> = Vec::new();
         if let Some(schema) = &kind.schema {
-            if let Some(why) = schema.decode_error(object) {
-                return Err(Status::bad_request(why));
-            }
-            let unknown = schema.unknown_fields(object, true);
+            let unknown = schema.conform(object).map_err(Status::bad_request)?;
             found.extend(unknown.iter().map(|field| format!("unknown field {field:?}")));
         }
         if let Source::Object { duplicates } = source {

@@ -192,6 +192,13 @@ pub trait Schema: Send + Sync {
     fn decode_error(&self, _object: &Value) -> Option<String> {
         None
     }
+    /// Both at once, for every write: the decoding error, or the unknown fields, which are gone then.
+    fn conform(&self, object: &mut Value) -> Result<Vec<String>, String> {
+        match self.decode_error(object) {
+            Some(why) => Err(why),
+            None => Ok(self.unknown_fields(object, true)),
+        }
+    }
     fn validate(&self, _object: &Value) -> Vec<FieldError> {
         Vec::new()
     }

@@ -44,6 +44,17 @@ impl<T: Known> Schema for Shape<T> {
         let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
         Some(format!("{0} in version {1:?} cannot be handled as a {0}: {field}{error}", T::KIND, T::VERSION))
     }
+
+    /// Reads the object once; who is to blame is only looked for when that fails.
+    fn conform(&self, object: &mut Value) -> Result<Vec<String>, String> {
+        quantity::stringify(object);
+        let Ok(known) = T::deserialize(&*object).and_then(serde_json::to_value) else {
+            return Err(self.decode_error(object).unwrap_or_else(|| format!("cannot be handled as a {}", T::KIND)));
+        };
+        let mut unknown = Vec::new();
+        compare(object, &known, "", true, &mut unknown);
+        Ok(unknown)
+    }
 }
 
 /// Collects what only `object` has. Nulls mean absent in typed objects and go without a word.
