@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use serde_json::{Value, json};
 
-use crate::{config_map, send, server};
+use crate::{code, config_map, send, server};
 
 #[tokio::test]
 async fn watches_replay_follow_and_filter() {
@@ -140,4 +140,64 @@ async fn what_cannot_be_watched_is_said() {
     assert_eq!(status, 422, "{body}");
     let (status, body) = send(&server, "GET", &format!("{path}&sendInitialEvents=true"), None).await;
     assert_eq!((status, &body["details"]["causes"][0]["field"]), (422, &json!("resourceVersionMatch")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_watcher_knows_what_a_list_says_however_busy_it_is() {
+    let server = server().await;
+    let maps: Api<ConfigMap> = Api::namespaced(server.client(), "default");
+    let from = maps.list(&ListParams::default()).await.expect("lists").metadata.resource_version.expect("a revision");
+    let watcher = maps.watch(&WatchParams::default(), &from).await.expect("watches");
+    maps.create(&PostParams::default(), &config_map("shared")).await.expect("creates");
+    let writers = (0..4).map(|writer: u64| {
+        let maps = maps.clone();
+        tokio::spawn(async move {
+            let mut random = fastrand::Rng::with_seed(writer);
+            for round in 0..100 {
+                let name = format!("w{writer}-{}", random.u8(..8));
+                let patch = Patch::Merge(json!({"data": {format!("w{writer}"): round.to_string()}}));
+                maps.patch("shared", &PatchParams::default(), &patch)
+                    .await
+                    .expect("a patch without a version never conflicts");
+                let done = match random.u8(..3) {
+                    0 => maps.create(&PostParams::default(), &config_map(&name)).await.map(drop),
+                    1 => maps.patch(&name, &PatchParams::default(), &patch).await.map(drop),
+                    _ => maps.delete(&name, &DeleteParams::default()).await.map(drop),
+                };
+                if let Err(error) = done {
+                    assert!(matches!(code(&error).0, 404 | 409), "{error}");
+                }
+            }
+        })
+    });
+    futures::future::try_join_all(writers).await.expect("write");
+    maps.create(&PostParams::default(), &config_map("zzz-last")).await.expect("creates");
+
+    let listed = maps.list(&ListParams::default()).await.expect("lists").items;
+    let mut known = std::collections::BTreeMap::new();
+    let mut last = 0;
+    pin_mut!(watcher);
+    while !known.contains_key("zzz-last") {
+        let event = watcher.try_next().await.expect("an event").expect("goes on");
+        let (WatchEvent::Added(map) | WatchEvent::Modified(map) | WatchEvent::Deleted(map)) = &event else {
+            panic!("{event:?}")
+        };
+        let revision: u64 = map.metadata.resource_version.as_deref().unwrap_or_default().parse().expect("a number");
+        assert!(revision > last, "events come in order");
+        last = revision;
+        let name = map.metadata.name.clone().unwrap_or_default();
+        let before = match event {
+            WatchEvent::Deleted(_) => known.remove(&name),
+            WatchEvent::Added(ref map) | WatchEvent::Modified(ref map) => known.insert(name, map.clone()),
+            _ => None,
+        };
+        assert_eq!(before.is_none(), matches!(event, WatchEvent::Added(_)), "ADDED is what was not there");
+    }
+    let known: Vec<ConfigMap> = known.into_values().collect();
+    let listed: Vec<ConfigMap> =
+        listed.into_iter().filter(|map| map.metadata.name.as_deref() != Some("kube-root-ca.crt")).collect();
+    assert_eq!(known, listed);
+    let shared = listed.iter().find(|map| map.metadata.name.as_deref() == Some("shared")).expect("is there");
+    let data = shared.data.as_ref().expect("data");
+    assert!((0..4).all(|writer| data[&format!("w{writer}")] == "99"), "no patch was lost: {data:?}");
 }
