@@ -1,3 +1,29 @@
-//! One process, any of the control-plane roles: arguments and assembly only.
+//! `control-plane`: any of the control-plane roles in one process, against a Kubernetes API.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use control_plane::Options;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    observe::init_logging(&options.log);
+    // More than one dependency could race for the default provider.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider is installed already");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("control-plane: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(control_plane::run(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -91,9 +91,12 @@ impl Reconciler {
                     Ok(Arc::new(created))
                 }
                 Err(error) => {
-                    let message = format!("Failed to create Configuration {name:?}: {error}");
-                    self.recorder.warning(service, "CreationFailed", &message);
-                    Err(Error::from(error).context("failed to create Configuration"))
+                    let error = Error::from(error);
+                    if error.is_reported() {
+                        let message = format!("Failed to create Configuration {name:?}: {error}");
+                        self.recorder.warning(service, "CreationFailed", &message);
+                    }
+                    Err(error.context("failed to create Configuration"))
                 }
             };
         };
@@ -121,9 +124,12 @@ impl Reconciler {
                     Ok(Arc::new(created))
                 }
                 Err(error) => {
-                    let message = format!("Failed to create Route {name:?}: {error}");
-                    self.recorder.warning(service, "CreationFailed", &message);
-                    Err(Error::from(error).context("failed to create Route"))
+                    let error = Error::from(error);
+                    if error.is_reported() {
+                        let message = format!("Failed to create Route {name:?}: {error}");
+                        self.recorder.warning(service, "CreationFailed", &message);
+                    }
+                    Err(error.context("failed to create Route"))
                 }
             };
         };

@@ -46,11 +46,11 @@ impl Error {
 }
 
 impl From<kube::Error> for Error {
+    /// An object that exists already is one that the cache does not show yet: like a conflict, it is looked at again
+    /// without a word to the user.
     fn from(error: kube::Error) -> Self {
         match error {
-            kube::Error::Api(status) if status.code == 409 && status.reason == "Conflict" => {
-                Error::Conflict(status.message)
-            }
+            kube::Error::Api(status) if status.code == 409 => Error::Conflict(status.message),
             kube::Error::Api(status) => Error::Retry(status.message),
             other => Error::Retry(other.to_string()),
         }

@@ -18,7 +18,7 @@ mod expiry;
 mod handler;
 pub mod jsonpath;
 pub mod kinds;
-mod logs;
+pub mod logs;
 mod metadata;
 pub mod names;
 mod network;

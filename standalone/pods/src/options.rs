@@ -116,6 +116,11 @@ impl Cidr {
         u32::from(address) & mask == u32::from(self.address) & mask
     }
 
+    /// The lowest address that a host may have.
+    pub fn first_host(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.hosts().0)
+    }
+
     /// First and last address that a host may have.
     pub(crate) fn hosts(&self) -> (u32, u32) {
         let network = u32::from(self.address) & self.mask();
