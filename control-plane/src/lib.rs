@@ -72,11 +72,9 @@ pub struct Options {
 pub async fn run(options: Options) -> Result<()> {
     let client = client(&options).await?;
     let tasks = Tasks::new();
-    let ctx = Context {
-        system_namespace: options.system_namespace.clone(),
-        cluster_domain: options.cluster_domain.clone(),
-        ..Context::new(client, tasks.clone())
-    };
+    let mut ctx = Context::new(client, tasks.clone());
+    ctx.system_namespace.clone_from(&options.system_namespace);
+    ctx.cluster_domain.clone_from(&options.cluster_domain);
     let roles: BTreeSet<Role> = options.roles.iter().copied().collect();
     for role in roles {
         start(role, &ctx, &options).await.with_context(|| format!("role {role:?} cannot start"))?;
