@@ -10,12 +10,13 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::errors::Status;
+use crate::protobuf;
 
 /// What a response carries.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 pub(crate) const LIMIT: usize = 3 << 20;
-const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
+const ACCEPTED: [&str; 3] = ["application/json", "application/yaml", protobuf::MEDIA_TYPE];
 
 /// A decoded request body.
 #[derive(Debug)]
@@ -106,7 +107,7 @@ where
     Ok(if rest.is_empty() { first.unwrap_or_default() } else { rest.into() })
 }
 
-/// Decodes JSON or YAML; an empty body is an empty object.
+/// Decodes JSON, YAML or protobuf; an empty body is an empty object.
 pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> Result<Decoded, Status> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Decoded { value: Value::Object(Map::new()), duplicates: Vec::new() });
@@ -119,6 +120,7 @@ pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> Result<Decoded, Status> 
                 yaml(text).map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
             Ok(Decoded { value, duplicates: Vec::new() })
         }
+        protobuf::MEDIA_TYPE => Ok(Decoded { value: protobuf::decode(bytes)?, duplicates: Vec::new() }),
         _ => Err(Status::unsupported_media_type(&ACCEPTED)),
     }
 }

@@ -18,15 +18,9 @@ pub struct ApiAddress {
     pub port: u16,
 }
 
-/// Namespaces first, then what lives in them.
+/// Namespaces first, then what lives in them; what every namespace has is not among them.
 pub fn objects(options: &Options) -> Vec<Value> {
     let mut objects: Vec<Value> = NAMESPACES.into_iter().map(namespace).collect();
-    for name in NAMESPACES {
-        objects.push(default_service_account(name));
-        if let Some(certificate) = &options.root_certificate {
-            objects.push(root_certificate(name, certificate));
-        }
-    }
     objects.extend(api_service(options));
     objects
 }
@@ -93,12 +87,11 @@ mod tests {
     #[test]
     fn namespaces_come_first_and_the_api_has_the_first_address() {
         let api = Some(ApiAddress { ip: Ipv4Addr::new(10, 244, 0, 1), port: 6443 });
-        let options = Options { root_certificate: Some("PEM".to_owned()), api, ..Options::default() };
+        let options = Options { api, ..Options::default() };
         let objects = objects(&options);
         assert!(objects[..NAMESPACES.len()].iter().all(|object| object["kind"] == "Namespace"));
         let service = objects.iter().find(|object| object["kind"] == "Service").expect("the service");
         assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
-        assert_eq!(objects.iter().filter(|object| object["kind"] == "ConfigMap").count(), NAMESPACES.len());
         assert!(objects.iter().any(|object| object["kind"] == "EndpointSlice"));
     }
 }

@@ -24,6 +24,7 @@ pub mod names;
 mod network;
 pub mod openapi;
 mod pipeline;
+mod protobuf;
 mod read;
 pub mod registry;
 mod request;

@@ -128,7 +128,11 @@ fn document(registry: &Registry, group: &str, version: &str) -> Value {
             &reference,
             &[("get", "get"), ("put", "update"), ("patch", "patch"), ("delete", "delete")],
         );
-        let all = operations(kind, &reference, &[("get", "list"), ("post", "create")]);
+        let mut all = operations(kind, &reference, &[("get", "list"), ("post", "create")]);
+        if !kind.has_verb("patch") {
+            // kubectl looks at the PATCH of a kind to learn whether the server validates fields, also for kinds that can only be created.
+            all["patch"] = all["post"].clone();
+        }
         paths.insert(format!("{collection}/{{name}}"), one);
         paths.insert(collection, all);
     }

@@ -126,13 +126,26 @@ impl Server {
         core.observe_stored();
         crate::expiry::start(&core);
         let server = Self { core, listeners: Arc::default() };
-        for object in boot::objects(&rules) {
-            server.ensure(&object)?;
-        }
+        server.boot(&rules)?;
         if let Some(logs) = options.logs {
             server.set_logs(logs);
         }
         Ok(server)
+    }
+
+    /// What must be there. Addresses and certificates may be others than last time.
+    fn boot(&self, rules: &kinds::Options) -> Result<(), Error> {
+        for object in boot::objects(rules) {
+            self.apply(&object)?;
+        }
+        for namespace in self.core.store.list("namespaces", None).objects {
+            if !metadata::deleting(&namespace.value) {
+                let name = &namespace.key.name;
+                let what = format!("what belongs into namespace {name}");
+                self.core.furnish(name).map_err(|status| Error::Apply { what, status: Box::new(status) })?;
+            }
+        }
+        Ok(())
     }
 
     /// Who answers `/log` of pods.
@@ -255,7 +268,7 @@ impl Core {
     pub(crate) fn furnish(&self, namespace: &str) -> Result<(), Status> {
         self.ensure(&boot::default_service_account(namespace))?;
         match &self.root_certificate {
-            Some(certificate) => self.ensure(&boot::root_certificate(namespace, certificate)),
+            Some(certificate) => self.apply(&boot::root_certificate(namespace, certificate)),
             None => Ok(()),
         }
     }

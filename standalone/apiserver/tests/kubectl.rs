@@ -356,6 +356,58 @@ async fn built_in_kinds() {
     has(&machine.ok("get --raw /readyz").await, &["ok"]);
 }
 
+/// `kubectl create KIND` and the reviews send protobuf.
+#[tokio::test(flavor = "multi_thread")]
+async fn imperative_commands() {
+    let machine = Machine::start().await;
+    has(&machine.ok("create namespace other").await, &["namespace/other created"]);
+    has(&machine.ok("get serviceaccounts -n other").await, &["default"]);
+    has(&machine.ok("create configmap settings --from-literal=a=b -n other").await, &["configmap/settings created"]);
+    assert_eq!(machine.yaml("configmap/settings -n other").await["data"], json!({"a": "b"}));
+    has(&machine.fails("create configmap settings -n other", "").await, &["configmaps \"settings\" already exists"]);
+    has(&machine.fails("create configmap Settings", "").await, &["a lowercase RFC 1123 subdomain must consist of"]);
+    machine.ok("create secret generic hidden --from-literal=a=b").await;
+    let secret = machine.yaml("secret/hidden").await;
+    assert_eq!((&secret["type"], &secret["data"]), (&json!("Opaque"), &json!({"a": "Yg=="})));
+    has(
+        &machine.ok("create deployment web --image=a:1 --replicas=0 --port=80").await,
+        &["deployment.apps/web created"],
+    );
+    let deployment = machine.yaml("deployment/web").await;
+    assert_eq!(deployment["spec"]["replicas"], 0);
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["ports"], json!([{"containerPort": 80, "protocol": "TCP"}]));
+    assert_eq!(deployment.pointer("/spec/template/metadata/labels"), Some(&json!({"app": "web"})));
+    has(&machine.ok("expose deployment web").await, &["service/web exposed"]);
+    has(&machine.ok("describe service web").await, &["app=web", "80/TCP"]);
+    has(&machine.ok("describe deployment web").await, &["0 desired", "a:1"]);
+    has(&machine.ok("run one --image=a:1").await, &["pod/one created"]);
+    has(&machine.ok("describe pod one").await, &["Pending", "BestEffort", "Service Account:  default"]);
+    machine.ok("create role reader --verb=get --resource=pods").await;
+    machine.ok("create rolebinding reader --role=reader --serviceaccount=default:robot").await;
+    has(&machine.ok("get role,rolebinding -o wide").await, &["Role/reader", "default/robot"]);
+
+    machine.ok("create serviceaccount robot").await;
+    let token = machine.ok("create token robot").await;
+    let robot = machine.ok(&format!("auth whoami --token={}", token.trim())).await;
+    has(&robot, &["system:serviceaccount:default:robot", "system:serviceaccounts"]);
+    has(&machine.fails("create token nobody", "").await, &["serviceaccounts \"nobody\" not found"]);
+    has(&machine.ok("auth can-i create pods").await, &["yes"]);
+    let review =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token.trim()}});
+    let answer = machine.ok_with("create -o yaml -f -", &review.to_string()).await;
+    has(&answer, &["authenticated: true", "system:serviceaccount:default:robot"]);
+
+    let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "one.1"}, "type": "Warning", "reason": "Failed",
+        "message": "no such image", "count": 3, "lastTimestamp": "2026-11-20T10:00:00Z",
+        "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": "one", "namespace": "default"}});
+    machine.ok_with("create -f -", &event.to_string()).await;
+    has(&machine.ok("get events").await, &["LAST SEEN", "Warning", "Failed", "pod/one", "no such image"]);
+    has(&machine.ok("events --for pod/one").await, &["no such image"]);
+    has(&machine.ok("get events --field-selector involvedObject.name=two").await, &["No resources found"]);
+    has(&machine.ok("get events.v1.events.k8s.io -o yaml").await, &["note: no such image", "regarding:"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rest_of_the_everyday_list() {
     let machine = Machine::start().await;

@@ -111,13 +111,14 @@ fn service_account(cx: &WriteContext<'_>, spec: &mut Value) -> Result<(), Status
     }
     let wish = |value: &Value| value.get("automountServiceAccountToken").and_then(Value::as_bool);
     if wish(spec).or_else(|| wish(account)).unwrap_or(true) {
-        mount_token(spec);
+        mount_token(spec, (cx.lookup)("configmaps", cx.namespace, "kube-root-ca.crt").is_some());
     }
     Ok(())
 }
 
-/// The volume with the token, the root certificate and the namespace, in every container that has nothing at its place yet.
-fn mount_token(spec: &mut Value) {
+/// The volume with the token, the root certificate and the namespace, in every container that has nothing at its place yet. Without a certificate
+/// (an API that pods cannot reach) the volume goes without it, and the pod starts.
+fn mount_token(spec: &mut Value, has_certificate: bool) {
     let present = items(spec, "volumes").iter().map(|v| text(v, "/name")).find(|n| n.starts_with("kube-api-access-"));
     let (volume, is_new) = match present {
         Some(name) => (name.to_owned(), false),
@@ -135,11 +136,13 @@ fn mount_token(spec: &mut Value) {
         }
     }
     if used && is_new {
-        let sources = json!([
-            { "serviceAccountToken": { "expirationSeconds": 3607, "path": "token" } },
-            { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
-            { "downwardAPI": { "items": [{ "path": "namespace", "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } }] } },
-        ]);
+        let mut sources = vec![json!({ "serviceAccountToken": { "expirationSeconds": 3607, "path": "token" } })];
+        if has_certificate {
+            let items = json!([{ "key": "ca.crt", "path": "ca.crt" }]);
+            sources.push(json!({ "configMap": { "name": "kube-root-ca.crt", "items": items } }));
+        }
+        let namespace = json!({ "apiVersion": "v1", "fieldPath": "metadata.namespace" });
+        sources.push(json!({ "downwardAPI": { "items": [{ "path": "namespace", "fieldRef": namespace }] } }));
         push(spec, "volumes", json!({ "name": volume, "projected": { "defaultMode": 420, "sources": sources } }));
     }
 }

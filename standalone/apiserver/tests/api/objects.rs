@@ -91,15 +91,22 @@ async fn custom_resources_have_schema_generation_status_and_scale() {
 #[tokio::test]
 async fn everything_is_there_after_a_restart() {
     let directory = std::env::temp_dir().join(format!("apiserver-restart-{}", std::process::id()));
-    let options = || Options { data: Some(directory.clone()), ..Options::default() };
-    let server = Server::open(options()).await.expect("opens");
+    let options = |certificate: &str| Options {
+        data: Some(directory.clone()),
+        root_certificate: Some(certificate.to_owned()),
+        ..Options::default()
+    };
+    let server = Server::open(options("first")).await.expect("opens");
     server.apply_manifest(WIDGETS).expect("applies");
     let made = widgets(&server).create(&PostParams::default(), &widget("w", json!({}))).await.expect("creates");
     server.shutdown().await.expect("is written");
     drop(server);
-    let server = Server::open(options()).await.expect("opens again");
+    let server = Server::open(options("second")).await.expect("opens again");
     let found = widgets(&server).get("w").await.expect("is there");
     assert_eq!(found.metadata, made.metadata);
+    let maps: Api<ConfigMap> = Api::namespaced(server.client(), "kube-public");
+    let certificate = maps.get("kube-root-ca.crt").await.expect("is there").data.expect("data");
+    assert_eq!(certificate["ca.crt"], "second", "what boots with the server follows its options");
     let next = widgets(&server).create(&PostParams::default(), &widget("v", json!({}))).await.expect("creates");
     let number =
         |object: &DynamicObject| object.metadata.resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
