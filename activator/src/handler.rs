@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::{
@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, Timer, headers};
 
 use crate::{
+    metrics::Metrics,
     revisions::{Revision, Revisions, Watches},
     sink::Status,
     stats::{Counted, Reporter},
@@ -37,6 +38,7 @@ pub(crate) struct Handler {
     pub(crate) watches: Watches,
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) autoscaler: Arc<Status>,
+    pub(crate) metrics: Metrics,
     pub(crate) in_flight: InFlight,
     pub(crate) draining: AtomicBool,
     pub(crate) cluster_domain: String,
@@ -70,7 +72,7 @@ impl Handler {
         };
         let counted = self.reporter.enter(&revision);
         let mut timer = Timer::start(revision.limits);
-        let Some(outcome) = timer.limit(proxy(&revision, request, peer.ip())).await else {
+        let Some(outcome) = timer.limit(proxy(&self.metrics, &revision, request, peer.ip())).await else {
             let mut response = net::text(StatusCode::GATEWAY_TIMEOUT, timer.message());
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, plain);
@@ -147,7 +149,12 @@ impl Handler {
 type Sent = (Outbound, Response<PooledBody>, Lease);
 
 /// Waits for a pod and sends the request there. A request that a pod has certainly not seen goes on waiting.
-async fn proxy(revision: &Revision, request: Request<Incoming>, peer: IpAddr) -> Result<Sent, Box<Response<Body>>> {
+async fn proxy(
+    metrics: &Metrics,
+    revision: &Revision,
+    request: Request<Incoming>,
+    peer: IpAddr,
+) -> Result<Sent, Box<Response<Body>>> {
     let mut outbound = Outbound::new(request, peer)?;
     let map = outbound.headers_mut();
     map.remove(&headers::REVISION);
@@ -158,9 +165,13 @@ async fn proxy(revision: &Revision, request: Request<Incoming>, peer: IpAddr) ->
         map.insert(headers::ORIGINAL_HOST.clone(), host);
     }
     map.insert(headers::PROXY_REQUEST.clone(), HeaderValue::from_static(headers::ACTIVATOR));
+    let mut cold = revision.throttler.is_empty().then(Instant::now);
     let mut attempt = 1;
     loop {
         let lease = revision.throttler.acquire().await.map_err(refuse)?;
+        if let Some(arrived) = cold.take() {
+            metrics.cold_start(revision, arrived.elapsed());
+        }
         let failure = match outbound.send(lease.pod().pool()).await {
             Ok(response) => return Ok((outbound, response, lease)),
             Err(failure) => failure,

@@ -12,6 +12,7 @@
 
 mod backends;
 mod handler;
+mod metrics;
 mod options;
 mod probe;
 mod revisions;

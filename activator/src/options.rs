@@ -9,6 +9,8 @@ pub struct Options {
     pub listen_http: SocketAddr,
     /// Where HTTP/2 comes in; HTTP/1.1 is understood as well.
     pub listen_h2c: SocketAddr,
+    /// Where `/metrics` is served, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// Where reports go: `ws://host:port`.
     pub autoscaler_url: String,
     /// Name in the reports.
@@ -34,6 +36,8 @@ pub enum ParseError {
     Missing(&'static str),
     #[error("{0} has the value {1:?}, which is not a duration such as 300ms")]
     Duration(&'static str, String),
+    #[error("{0} has the value {1:?}, which is not a port")]
+    Port(&'static str, String),
 }
 
 // === impl Options ===
@@ -43,6 +47,7 @@ impl Default for Options {
         Self {
             listen_http: ([0, 0, 0, 0], 8012).into(),
             listen_h2c: ([0, 0, 0, 0], 8013).into(),
+            metrics: None,
             autoscaler_url: "ws://autoscaler.knative-serving.svc.cluster.local:8080".to_owned(),
             pod_name: "activator".to_owned(),
             pod_ip: "127.0.0.1".to_owned(),
@@ -72,6 +77,11 @@ impl Options {
             None => Duration::from_millis(300),
         };
         Ok(Self {
+            metrics: env
+                .get("METRICS_PROMETHEUS_PORT")
+                .map(|text| text.parse::<u16>().map_err(|_| ParseError::Port("METRICS_PROMETHEUS_PORT", text.clone())))
+                .transpose()?
+                .map(|port| ([0, 0, 0, 0], port).into()),
             autoscaler_url: format!("ws://autoscaler.{system_namespace}.svc.{cluster_domain}:8080"),
             pod_name: required("POD_NAME")?,
             pod_ip: required("POD_IP")?,
@@ -80,5 +90,25 @@ impl Options {
             drain_limit: Duration::from_secs(540),
             ..Self::default()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_environment_is_understood() {
+        let mut env: BTreeMap<String, String> =
+            [("POD_NAME", "activator-1"), ("POD_IP", "10.0.0.1"), ("SYSTEM_NAMESPACE", "knative-serving")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into();
+        let options = Options::from_env(&env, "cluster.local").expect("complete");
+        assert_eq!(options.autoscaler_url, "ws://autoscaler.knative-serving.svc.cluster.local:8080");
+        assert_eq!((options.probe_limit.as_millis(), options.lame_duck.as_secs()), (300, 45));
+        env.insert("PROBE_TIMEOUT".into(), "soon".into());
+        assert!(matches!(Options::from_env(&env, "cluster.local"), Err(ParseError::Duration("PROBE_TIMEOUT", _))));
+        env.remove("POD_NAME");
+        assert_eq!(Options::from_env(&env, "cluster.local").expect_err("missing"), ParseError::Missing("POD_NAME"));
     }
 }

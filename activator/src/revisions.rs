@@ -90,6 +90,13 @@ impl Revisions {
         tokio::time::timeout(grace, found).await.ok()
     }
 
+    /// Nobody waits for any revision any more.
+    pub(crate) fn close(&self) {
+        for revision in &self.by_key {
+            revision.throttler.close();
+        }
+    }
+
     fn apply(&self, object: &v1::Revision, endpoints: &Cache<Endpoints>) {
         let key = ObjectKey::of(object);
         let uid = object.uid().unwrap_or_default();
@@ -177,6 +184,11 @@ impl Revisions {
 // === impl Revision ===
 
 impl Revision {
+    /// Requests here, waiting or under way.
+    pub(crate) fn concurrency(&self) -> u64 {
+        self.activity.lock().as_ref().map_or(0, Activity::concurrency)
+    }
+
     fn refresh(&self, endpoints: &Cache<Endpoints>) {
         let _one_at_a_time = self.refreshing.lock();
         let mut addresses = Addresses::default();

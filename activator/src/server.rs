@@ -14,7 +14,9 @@ use controller::Context;
 use net::{Connections, InFlight};
 use tokio::time::{sleep, timeout};
 
-use crate::{Options, handler::Handler, revisions::Revisions, sink, stats::Reporter, throttler::QueueLimit};
+use crate::{
+    Options, handler::Handler, metrics::Metrics, revisions::Revisions, sink, stats::Reporter, throttler::QueueLimit,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -27,6 +29,7 @@ pub enum Error {
 pub struct Handle {
     http: SocketAddr,
     h2c: SocketAddr,
+    metrics: Option<SocketAddr>,
     handler: Arc<Handler>,
     connections: Connections,
     lame_duck: Duration,
@@ -46,7 +49,10 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
     let watches = revisions.watch(&ctx);
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
+    let metrics = Metrics::default();
+    metrics.collect(reporter.clone(), sink.status().clone());
     let handler = Arc::new(Handler {
+        metrics: metrics.clone(),
         revisions,
         watches,
         reporter: reporter.clone(),
@@ -56,7 +62,8 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
         cluster_domain: ctx.cluster_domain.clone(),
     });
     let connections = Connections::new();
-    let handle = Handle {
+    let mut handle = Handle {
+        metrics: None,
         http: http.local_addr()?,
         h2c: h2c.local_addr()?,
         handler: handler.clone(),
@@ -75,10 +82,23 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
             net::serve(listener, connections.clone(), move |request, peer| handler.clone().handle(request, peer));
         ctx.tasks.spawn_graceful("activator", serve);
     }
+    if let Some(address) = options.metrics {
+        let status = sink.status().clone();
+        let unready = move || (!status.ever_connected()).then(|| "no connection to the autoscaler yet".to_owned());
+        let admin = observe::serve_admin(address, metrics.registry().clone(), unready).await?;
+        handle.metrics = Some(admin.address());
+        let token = ctx.tasks.token().clone();
+        ctx.tasks.spawn_graceful("metrics", async move {
+            token.cancelled().await;
+            drop(admin);
+        });
+    }
     let drain = handle.clone();
     let token = ctx.tasks.token().clone();
     ctx.tasks.spawn_graceful("activator drain", async move {
         token.cancelled().await;
+        // Without the watches no pod will come for those who wait.
+        drain.handler.revisions.close();
         drain.end().await;
     });
     Ok(handle)
@@ -93,6 +113,11 @@ impl Handle {
 
     pub fn h2c_address(&self) -> SocketAddr {
         self.h2c
+    }
+
+    /// Where `/metrics` is, if it was asked for.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// Whether reports reach the autoscaler at the moment.

@@ -8,7 +8,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +46,7 @@ pub(crate) struct Sink {
 pub(crate) struct Status {
     connected: AtomicBool,
     ever: AtomicBool,
+    errors: AtomicU64,
 }
 
 /// The other end of a [`Sink`].
@@ -102,6 +103,11 @@ impl Status {
     pub(crate) fn ever_connected(&self) -> bool {
         self.ever.load(Ordering::Acquire)
     }
+
+    /// Connections that failed or broke.
+    pub(crate) fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
 }
 
 // === impl Connection ===
@@ -126,6 +132,7 @@ impl Connection {
                 }
                 Err(error) => error,
             };
+            self.status.errors.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(autoscaler = self.address, error = %ended, "no connection");
             if started.elapsed() < pause {
                 sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;

@@ -76,11 +76,16 @@ impl Reporter {
         }
     }
 
+    /// The revisions in use.
+    pub(crate) fn active(&self) -> Vec<Arc<Revision>> {
+        self.active.lock().clone()
+    }
+
     /// What is in flight now, for an autoscaler that may have missed reports.
     pub(crate) fn snapshot(&self) -> WireStatMessages {
         let active = self.active.lock();
         let in_flight = active.iter().filter_map(|revision| {
-            let concurrency = revision.activity.lock().as_ref()?.requests.concurrency();
+            let concurrency = revision.concurrency();
             (concurrency > 0).then(|| self.message(revision, concurrency as f64, 0.0))
         });
         WireStatMessages { messages: in_flight.collect() }
@@ -114,6 +119,14 @@ impl Reporter {
         };
         let key = &revision.key;
         WireStatMessage { namespace: key.namespace.clone(), name: key.name.clone(), stat: Some(stat) }
+    }
+}
+
+// === impl Activity ===
+
+impl Activity {
+    pub(crate) fn concurrency(&self) -> u64 {
+        self.requests.concurrency()
     }
 }
 

@@ -140,7 +140,12 @@ impl Throttler {
         self.shared.pods.load_full()
     }
 
-    #[cfg(test)]
+    /// Whether there is no pod at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shared.pods.load().is_empty()
+    }
+
+    /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
         self.shared.waiting.load(SeqCst)
     }

@@ -41,6 +41,7 @@ impl Setup {
             listen_h2c: any,
             autoscaler_url: autoscaler.url(),
             pod_name: "activator-1".into(),
+            metrics: Some(any),
             ..Options::default()
         };
         let ctx = Context::new(cluster.client(), tasks.clone());
@@ -91,8 +92,16 @@ async fn read_head(stream: &mut TcpStream) -> Option<String> {
 }
 
 async fn get(address: SocketAddr, headers: &str) -> String {
+    get_with(address, "/path?q=1", headers).await
+}
+
+async fn get_path(address: SocketAddr, path: &str) -> String {
+    get_with(address, path, "").await
+}
+
+async fn get_with(address: SocketAddr, path: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("listening");
-    let request = format!("GET /path?q=1 HTTP/1.1\r\nHost: hello.example.com\r\nConnection: close\r\n{headers}\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: hello.example.com\r\nConnection: close\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
     tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("in time").expect("text");
@@ -193,6 +202,11 @@ async fn a_hundred_requests_to_a_sleeping_revision_are_all_answered() {
     }
     assert_eq!(pod.served.load(Ordering::SeqCst), 100);
     until("nothing in flight", || setup.activator.in_flight() == 0).await;
+    let metrics = get_path(setup.activator.metrics_address().expect("asked for"), "/metrics").await;
+    let labels = "k8s_namespace_name=\"default\",kn_revision_name=\"sleeper\"";
+    assert!(metrics.contains(&format!("cold_start_duration_seconds_count{{{labels}}} 100\n")), "{metrics}");
+    assert!(metrics.contains(&format!("kn_revision_request_queued{{{labels}}} 0\n")), "{metrics}");
+    assert!(metrics.contains("kn_activator_stats_conn_reachable{peer=\"autoscaler\"} 1\n"), "{metrics}");
 }
 
 /// The whole of a cold start that happens after the pod has an address: sidecar and program start, in this order.

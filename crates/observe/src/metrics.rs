@@ -24,7 +24,10 @@ const MAX_SERIES: usize = 10_000;
 #[derive(Clone, Default)]
 pub struct Registry {
     families: Arc<Mutex<BTreeMap<&'static str, Family>>>,
+    collectors: Arc<Mutex<Vec<Collector>>>,
 }
+
+type Collector = Arc<dyn Fn(&Registry) + Send + Sync>;
 
 struct Family {
     help: &'static str,
@@ -93,6 +96,18 @@ impl Registry {
         }
     }
 
+    /// Runs `collect` before every rendering, for values that are cheaper to look up than to keep.
+    pub fn on_render(&self, collect: impl Fn(&Registry) + Send + Sync + 'static) {
+        self.collectors.lock().push(Arc::new(collect));
+    }
+
+    /// Forgets all series of a family, before a collector sets those there are.
+    pub fn clear(&self, name: &'static str) {
+        if let Some(family) = self.families.lock().get_mut(name) {
+            family.series.clear();
+        }
+    }
+
     /// Forgets a series, of a revision that was deleted for instance.
     pub fn remove(&self, name: &'static str, labels: &[(&str, &str)]) {
         if let Some(family) = self.families.lock().get_mut(name) {
@@ -102,6 +117,10 @@ impl Registry {
 
     /// The Prometheus text format, in the order of names and labels.
     pub fn render(&self) -> String {
+        let collectors = self.collectors.lock().clone();
+        for collect in collectors {
+            collect(self);
+        }
         let mut out = String::new();
         for (name, family) in &*self.families.lock() {
             let _ = writeln!(out, "# HELP {name} {}\n# TYPE {name} {}", family.help, family.kind);
@@ -261,6 +280,17 @@ mod tests {
              c_seconds_bucket{code=\"200\",le=\"+Inf\"} 2\nc_seconds_sum{code=\"200\"} 5.1\n\
              c_seconds_count{code=\"200\"} 2\n"
         );
+    }
+
+    #[test]
+    fn collectors_run_when_somebody_looks() {
+        let registry = Registry::new();
+        registry.on_render(|registry| {
+            registry.clear("b");
+            registry.gauge("b", "level", &[("k", "now")]).set(2.0);
+        });
+        registry.gauge("b", "level", &[("k", "before")]).set(1.0);
+        assert_eq!(registry.render(), "# HELP b level\n# TYPE b gauge\nb{k=\"now\"} 2\n");
     }
 
     #[test]
