@@ -108,6 +108,7 @@ mod tests {
         assert_eq!((options.probe_limit.as_millis(), options.lame_duck.as_secs()), (300, 45));
         env.insert("PROBE_TIMEOUT".into(), "soon".into());
         assert!(matches!(Options::from_env(&env, "cluster.local"), Err(ParseError::Duration("PROBE_TIMEOUT", _))));
+        env.remove("PROBE_TIMEOUT");
         env.remove("POD_NAME");
         assert_eq!(Options::from_env(&env, "cluster.local").expect_err("missing"), ParseError::Missing("POD_NAME"));
     }
