@@ -25,6 +25,9 @@ use crate::process;
 use crate::sandbox::HostMounts;
 use crate::{Error, LogError, Options};
 
+/// How long a killed pod may take to be gone.
+const AFTER_KILL: Duration = Duration::from_secs(3);
+
 /// What all pods share.
 pub(crate) struct Agent {
     pub(crate) ctx: Context,
@@ -169,12 +172,11 @@ impl Agent {
     }
 
     async fn drain(&self, grace: Duration) {
-        let stop = Stop { deadline: Instant::now() + grace, force: grace.is_zero() };
+        let stop = Stop { deadline: Instant::now() + grace, brief: true, force: grace.is_zero() };
         self.draining.send_replace(Some(stop));
         let mut count = self.count.subscribe();
         let ended = count.wait_for(|count| *count == 0);
-        // Two seconds are what every process gets at least.
-        if tokio::time::timeout(grace + Duration::from_secs(3), ended).await.is_err() {
+        if tokio::time::timeout(grace + AFTER_KILL, ended).await.is_err() {
             tracing::warn!("some pods did not end in time; they are killed with the agent");
         }
     }
@@ -241,8 +243,8 @@ impl Handle {
         }
     }
 
-    /// Ends all pods' processes, kindly for as long as `grace`, and leaves the pods in the API: the next start runs them
-    /// again. Pods that appear afterwards are not started.
+    /// Ends all pods' processes and leaves the pods in the API: the next start runs them again. Processes get SIGTERM at
+    /// once and SIGKILL after `grace`; hooks are not called. Pods that appear afterwards are not started.
     pub async fn drain(&self, grace: Duration) {
         self.agent.drain(grace).await;
     }

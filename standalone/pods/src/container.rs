@@ -38,6 +38,9 @@ const LOG_MESSAGE: (usize, usize) = (80, 2048);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stop {
     pub(crate) deadline: Instant,
+    /// The agent itself ends: SIGTERM at once, without hooks (a sidecar's drain takes half a minute, and nobody sends
+    /// requests any more), and SIGKILL exactly at the deadline.
+    pub(crate) brief: bool,
     /// Without hooks and without the time that a kind stop gives.
     pub(crate) force: bool,
 }
@@ -200,12 +203,12 @@ impl Runner {
                 self.info("Killing", &format!("Container {name} failed {what} probe, will be restarted"));
                 self.shared.update(self.slot, |container| container.ready = false);
                 let deadline = Instant::now() + self.probe_grace(kind);
-                self.terminate(&mut running, Stop { deadline, force: false }).await
+                self.terminate(&mut running, Stop { deadline, brief: false, force: false }).await
             }
             Next::Stop => {
                 self.info("Killing", &format!("Stopping container {}", self.container.name));
                 let stop = *self.stop.borrow();
-                let stop = stop.unwrap_or_else(|| Stop { deadline: Instant::now(), force: true });
+                let stop = stop.unwrap_or_else(|| Stop { deadline: Instant::now(), brief: true, force: true });
                 self.terminate(&mut running, stop).await
             }
         };

@@ -320,14 +320,14 @@ fn wanted_stop(update: &Update, draining: Option<Stop>) -> Option<Stop> {
     let meta = &update.pod.metadata;
     let now = Instant::now();
     if update.gone {
-        return Some(Stop { deadline: now, force: true });
+        return Some(Stop { deadline: now, brief: true, force: true });
     }
     let deleted = meta.deletion_timestamp.as_ref().map(|at| {
         let grace = meta.deletion_grace_period_seconds.unwrap_or(DEFAULT_GRACE).max(0).cast_unsigned();
         // The time says when the grace ends; the clock that wrote it may differ from ours.
         let left = at.0.duration_since(Timestamp::now());
         let left = Duration::try_from(left).unwrap_or_default().min(Duration::from_secs(grace));
-        Stop { deadline: now + left, force: false }
+        Stop { deadline: now + left, brief: false, force: false }
     });
     match (deleted, draining) {
         (Some(deleted), Some(draining)) => Some(if draining.deadline < deleted.deadline { draining } else { deleted }),
@@ -380,7 +380,7 @@ mod tests {
         let stop = wanted_stop(&deleted, None).unwrap();
         let left = stop.deadline - Instant::now();
         assert!(!stop.force && left <= Duration::from_secs(100) && left > Duration::from_secs(90), "{left:?}");
-        let draining = Stop { deadline: Instant::now() + Duration::from_secs(1), force: false };
+        let draining = Stop { deadline: Instant::now() + Duration::from_secs(1), brief: true, force: false };
         assert_eq!(wanted_stop(&deleted, Some(draining)), Some(draining));
         assert!(wanted_stop(&update(json!({}), true), None).unwrap().force);
     }

@@ -2,6 +2,8 @@
 
 #[path = "agent/api.rs"]
 mod api;
+#[path = "agent/embedded.rs"]
+mod embedded;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ struct World {
     api: Api,
     tasks: Tasks,
     handle: Handle,
-    options: Options,
+    options: Clean,
     data: Option<tempfile::TempDir>,
 }
 
@@ -60,14 +62,14 @@ impl World {
         let ctx = Context::new(api.client(), tasks.clone());
         let handle = pods::run(ctx, options.clone()).await.unwrap();
         handle.synced().await;
-        Self { api, tasks, handle, options, data: None }
+        Self { api, tasks, handle, options: Clean(options), data: None }
     }
 
     async fn end(self) -> Api {
         self.handle.drain(Duration::from_secs(1)).await;
         self.tasks.shutdown().await;
         assert!(self.handle.network().interfaces().await.unwrap().is_empty());
-        self.api.clone()
+        self.api
     }
 
     async fn log(&self, pod: &str, options: LogOptions) -> String {
@@ -78,10 +80,12 @@ impl World {
 }
 
 /// A failed test leaves nothing on the machine either.
-impl Drop for World {
+struct Clean(Options);
+
+impl Drop for Clean {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let options = self.options.clone();
+            let options = self.0.clone();
             let clean = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(pods::network::cleanup(&options)).unwrap();
@@ -246,7 +250,7 @@ async fn a_new_agent_runs_the_pods_of_the_old_one_again() {
     let world = World::with(Api::default(), options(data.path(), 14, NetworkMode::Auto)).await;
     world.api.create("pods", sh("stays", "sleep 1000"));
     world.api.wait("stays", ready).await;
-    let options = world.options.clone();
+    let options = world.options.0.clone();
     let api = world.end().await;
     let world = World::with(api, options).await;
     let restarted = |pod: &Value| ready(pod) && pod["status"]["containerStatuses"][0]["restartCount"] == 1;

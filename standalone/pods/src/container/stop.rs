@@ -21,7 +21,7 @@ impl Runner {
         let mut stop = stop;
         if !stop.force {
             let hook = self.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
-            if let Some(hook) = hook {
+            if let Some(hook) = hook.filter(|_| !stop.brief) {
                 let target = running.target.clone();
                 let hook = async {
                     if let Err(error) = self.pre_stop(&hook, &target).await {
@@ -50,12 +50,12 @@ impl Runner {
             let least = Instant::now() + LEAST_GRACE;
             loop {
                 if let Some(new) = *self.stop.borrow_and_update() {
-                    stop = Stop { deadline: new.deadline.min(stop.deadline), force: new.force };
+                    stop = Stop { deadline: new.deadline.min(stop.deadline), ..new };
                 }
                 if stop.force {
                     break;
                 }
-                let deadline = stop.deadline.max(least);
+                let deadline = if stop.brief { stop.deadline } else { stop.deadline.max(least) };
                 tokio::select! {
                     status = running.child.wait() => return status.unwrap_or_default(),
                     () = tokio::time::sleep_until(deadline) => break,
