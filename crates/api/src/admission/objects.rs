@@ -16,7 +16,7 @@ use crate::validation;
 
 /// Apply the defaults of a creation or update. An error is the denial's text.
 pub fn default_object(request: &Request<'_>, object: &mut Value, config: &ConfigSnapshot) -> Result<(), String> {
-    if !handles(request.group, request.kind) || request.operation == Operation::Delete {
+    if !applies(request) {
         return Ok(());
     }
     let old_spec = match (request.operation, request.old) {
@@ -32,13 +32,21 @@ pub fn default_object(request: &Request<'_>, object: &mut Value, config: &Config
     Ok(())
 }
 
+/// The API server keeps metadata and spec of a status update as stored, so there is nothing to look at; upstream looks all the
+/// same, and an object stored under older rules can then no longer be reported on.
+fn applies(request: &Request<'_>) -> bool {
+    handles(request.group, request.kind)
+        && request.operation != Operation::Delete
+        && request.subresource != Some("status")
+}
+
 fn denied(error: String) -> String {
     format!("mutation failed: cannot decode incoming new object: {error}")
 }
 
 /// Check a creation or update; deletions pass. Warnings, one per line, or the denial's text.
 pub fn validate_object(request: &Request<'_>, object: &Value, config: &ConfigSnapshot) -> Result<Vec<String>, String> {
-    if !handles(request.group, request.kind) || request.operation == Operation::Delete {
+    if !applies(request) {
         return Ok(Vec::new());
     }
     let errors = check(request, object, config).map_err(|error| format!("decoding request failed: {error}"))?;
@@ -107,7 +115,6 @@ fn fill(request: &Request<'_>, object: &mut Value, old: Option<&Value>, config: 
 fn check(request: &Request<'_>, object: &Value, config: &ConfigSnapshot) -> Result<FieldErrors, String> {
     let update = request.operation == Operation::Update;
     let old = request.old.filter(|_| update);
-    let status = request.subresource == Some("status");
     let create = request.operation == Operation::Create;
     let metadata = meta(object);
     let namespace = metadata.namespace.clone().unwrap_or_else(|| request.namespace.to_owned());
@@ -115,20 +122,16 @@ fn check(request: &Request<'_>, object: &Value, config: &ConfigSnapshot) -> Resu
     match request.kind {
         "Service" => {
             let typed: ServiceSpec = spec(object)?;
-            if !status {
-                errors.add(validation::metadata::object(&metadata, false));
-                errors.add(validation::metadata::rollout_duration(&metadata));
-                errors.add(validation::service_spec(&typed, &metadata, config).via("spec"));
-            }
+            errors.add(validation::metadata::object(&metadata, false));
+            errors.add(validation::metadata::rollout_duration(&metadata));
+            errors.add(validation::service_spec(&typed, &metadata, config).via("spec"));
             errors.add(template_name(object, old)?);
         }
         "Configuration" => {
             let typed: ConfigurationSpec = spec(object)?;
-            if !status {
-                errors.add(validation::metadata::object(&metadata, false));
-                errors.add(validation::metadata::owned_by_service(&metadata));
-                errors.add(validation::template(&typed.template, &metadata, config).via("template").via("spec"));
-            }
+            errors.add(validation::metadata::object(&metadata, false));
+            errors.add(validation::metadata::owned_by_service(&metadata));
+            errors.add(validation::template(&typed.template, &metadata, config).via("template").via("spec"));
             errors.add(template_name(object, old)?);
         }
         "Route" => {
