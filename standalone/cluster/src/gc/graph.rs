@@ -78,6 +78,11 @@ impl Node {
         self.deleting && self.foreground
     }
 
+    /// Goes only when its dependents have gone, or have let go of it.
+    fn is_held(&self) -> bool {
+        self.deleting && (self.foreground || self.orphan)
+    }
+
     /// Whether the reference means this object and not another that had its uid once.
     fn is(&self, owner: &OwnerReference, namespace: &str) -> bool {
         self.name == owner.name
@@ -116,7 +121,7 @@ impl Graph {
             self.dependents.entry(owner.uid.clone()).or_default().insert(new.uid.clone());
         }
         // An owner that waits for its dependents may have one less to wait for.
-        concerned.extend(old_owners.into_iter().filter(|uid| self.nodes.get(uid).is_some_and(Node::is_waiting)));
+        concerned.extend(old_owners.into_iter().filter(|uid| self.nodes.get(uid).is_some_and(Node::is_held)));
         self.nodes.insert(new.uid.clone(), new);
         concerned
     }
@@ -128,7 +133,7 @@ impl Graph {
         let mut concerned: Vec<String> = self.dependents.get(uid).into_iter().flatten().cloned().collect();
         for owner in &node.owners {
             self.unlink(&owner.uid, uid);
-            if self.nodes.get(&owner.uid).is_some_and(Node::is_waiting) {
+            if self.nodes.get(&owner.uid).is_some_and(Node::is_held) {
                 concerned.push(owner.uid.clone());
             }
         }
@@ -313,7 +318,7 @@ mod tests {
         let mut graph = graph(&[("a", &[]), ("b", &["a"])]);
         graph.apply(&kind(), &object("a", &[], Some(ORPHAN)));
         assert_eq!(decide(&graph, "a"), Decision::Orphan(vec!["b".into()]));
-        graph.apply(&kind(), &object("b", &[], None));
+        assert_eq!(graph.apply(&kind(), &object("b", &[], None)), ["a"]);
         assert_eq!(decide(&graph, "a"), Decision::Finish(ORPHAN));
         graph.remove("a");
         assert_eq!(decide(&graph, "b"), Decision::Nothing);
