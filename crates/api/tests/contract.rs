@@ -282,3 +282,16 @@ fn users_are_recorded_and_protected() {
         "validation failed: annotation value is immutable: metadata.annotations.serving.knative.dev/creator"
     );
 }
+
+#[test]
+fn a_status_update_is_never_blocked_by_what_is_stored() {
+    let config = ConfigSnapshot::default();
+    let stored = service(|o| o["spec"]["traffic"] = json!([{"percent": 7}]));
+    let mut update = request("Service", Operation::Update, Some(&stored));
+    assert!(validate_object(&update, &stored, &config).is_err());
+    update.subresource = Some("status");
+    let mut object = stored.clone();
+    default_object(&update, &mut object, &config).unwrap();
+    assert_eq!(object, stored);
+    validate_object(&update, &object, &config).unwrap();
+}
