@@ -2,7 +2,7 @@
 //!
 //! The children of a new revision are written side by side: none needs another to be there, and what they say comes back as events.
 //!
-//! Left for later: the certificate of `system-internal-tls` (before the Deployment) and registry credentials (in [`digest`]).
+//! Left for later: the certificate of `system-internal-tls` (before the Deployment) and registry credentials from pull secrets (`digest::registry`).
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::Value;
 
 use crate::Shared;
-use digest::{Digests, NoRegistry, Progress};
+use digest::{Digests, Https, Progress};
 use status::{HEALTHY, RESOURCES};
 
 pub mod deployment;
@@ -64,7 +64,7 @@ pub async fn start(shared: &Arc<Shared>, workers: usize) {
     shared.observability.on_change(all);
 
     let recorder = shared.recorder.named(Reconciler::NAME);
-    let digests = Digests::new(Arc::new(NoRegistry), shared.ctx.tasks.clone(), queue.clone());
+    let digests = Digests::new(Arc::new(Https::new()), shared.ctx.tasks.clone(), queue.clone());
     let reconciler = Reconciler { shared: shared.clone(), recorder: recorder.clone(), images, pods, digests };
     drive(&shared.ctx, &shared.revisions, &queue, Arc::new(reconciler), &recorder, workers);
 }

@@ -4,6 +4,7 @@
 //! in the background; the revision is reconciled again when the answer is there.
 
 mod reference;
+mod registry;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 pub use reference::Reference;
+pub use registry::Https;
 
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(1000);
@@ -29,10 +31,6 @@ type Answer = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
 pub trait Registry: Send + Sync + 'static {
     fn digest(&self, image: &Reference) -> Answer;
 }
-
-/// Asks nobody: for installations whose images are all of skipped registries or given by digest.
-#[derive(Debug, Default)]
-pub struct NoRegistry;
 
 /// Digests of revisions under way.
 pub struct Digests {
@@ -70,19 +68,6 @@ pub enum Progress {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Unable to fetch image {:?}: failed to resolve image to digest: {}", self.image, self.reason)
-    }
-}
-
-// === impl NoRegistry ===
-
-impl Registry for NoRegistry {
-    fn digest(&self, image: &Reference) -> Answer {
-        let registry = image.registry.clone();
-        Box::pin(async move {
-            Err(format!(
-                "registry {registry} is not asked; name the image by digest (name@sha256:...), or list the registry under registries-skipping-tag-resolving in ConfigMap config-deployment"
-            ))
-        })
     }
 }
 
