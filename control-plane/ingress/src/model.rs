@@ -88,3 +88,16 @@ impl Table {
         }
     }
 }
+
+// === impl VirtualHost ===
+
+impl VirtualHost {
+    /// The clusters it refers to, each once.
+    pub fn clusters(&self) -> impl Iterator<Item = &str> {
+        let backends = self.routes.iter().flat_map(|route| match &route.action {
+            Action::Split { backends, .. } => backends.as_slice(),
+            Action::RedirectToHttps | Action::Status => &[],
+        });
+        backends.map(|backend| backend.cluster.as_str()).collect::<std::collections::BTreeSet<_>>().into_iter()
+    }
+}

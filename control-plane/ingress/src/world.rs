@@ -264,7 +264,9 @@ impl<O: Objects> World<O> {
                 let name = host_name(*table, &host.name);
                 let version = Version::of(host);
                 if old.hosts.get(&name) != Some(&version) {
-                    change.set.push(Resource::new(Kind::VirtualHost, name.clone(), version, &envoy::host(host)));
+                    let mut resource = Resource::new(Kind::VirtualHost, name.clone(), version, &envoy::host(host));
+                    resource.requires = host.clusters().map(|cluster| (Kind::Cluster, cluster.into())).collect();
+                    change.set.push(resource);
                 }
                 self.hosts.insert(name.clone(), key.clone());
                 live.hosts.insert(name, version);

@@ -65,12 +65,16 @@ impl Core {
     /// Takes a change over and returns its revision. Content that is the same as before changes nothing.
     pub fn publish(&mut self, change: Change) -> u64 {
         let touched = self.cache.apply(change);
-        for (kind, name) in &touched {
+        self.touch(&touched);
+        self.cache.revision()
+    }
+
+    fn touch(&mut self, touched: &[(Kind, Name)]) {
+        for (kind, name) in touched {
             for stream in self.streams.values_mut() {
                 stream.touch(*kind, name, &self.cache);
             }
         }
-        self.cache.revision()
     }
 
     pub fn version(&self, kind: Kind, name: &str) -> Option<Version> {
@@ -98,12 +102,16 @@ impl Core {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.delta(request, &mut self.cache, &mut self.events);
         }
+        let released = self.cache.take_released();
+        self.touch(&released);
     }
 
     pub fn world(&mut self, id: StreamId, request: WorldRequest) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.world(request, &mut self.cache, &mut self.events);
         }
+        let released = self.cache.take_released();
+        self.touch(&released);
     }
 
     /// The next response to send on a stream, if there is one.

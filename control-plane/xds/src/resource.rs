@@ -37,7 +37,8 @@ pub struct Resource {
     pub version: Version,
     /// The encoded message, without its `Any` envelope.
     pub body: Bytes,
-    /// What a gateway asks for once it has this: the endpoints of a cluster, the table of a listener.
+    /// What a gateway asks for once it has this (the endpoints of a cluster, the table of a listener), or must have
+    /// before (the clusters of a host).
     pub requires: Vec<(Kind, Name)>,
 }
 

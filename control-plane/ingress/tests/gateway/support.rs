@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, process::Child, task::JoinHandle};
 use xds::{Server, Xds};
 
-pub struct Rig {
+pub(crate) struct Rig {
     external: SocketAddr,
     internal: SocketAddr,
     admin: SocketAddr,
@@ -58,25 +58,25 @@ struct Stored {
     ingresses: HashMap<ObjectKey, Ingress>,
 }
 
-pub struct Backend {
-    pub address: SocketAddr,
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
     task: JoinHandle<()>,
 }
 
 #[derive(Clone)]
-pub struct Request<'a> {
-    pub host: &'a str,
-    pub path: &'a str,
-    pub headers: Vec<(&'a str, &'a str)>,
+pub(crate) struct Request<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) headers: Vec<(&'a str, &'a str)>,
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     body: Value,
 }
 
-pub struct Traffic {
+pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
     tasks: Vec<JoinHandle<Vec<String>>>,
@@ -88,7 +88,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 impl Rig {
     /// `None`, with a message, when there is no Envoy on this machine.
-    pub async fn start(state_of_the_world: bool) -> Option<Self> {
+    pub(crate) async fn start(state_of_the_world: bool) -> Option<Self> {
         let Some(program) = envoy() else {
             eprintln!("skipped: no Envoy; name one in ENVOY or put it on PATH");
             return None;
@@ -126,12 +126,12 @@ impl Rig {
         Some(rig)
     }
 
-    pub fn xds(&self) -> Xds {
+    pub(crate) fn xds(&self) -> Xds {
         self.control.lock().xds.clone()
     }
 
     /// Creates or replaces a Service with these ready addresses, and tells the control plane.
-    pub fn service(&self, name: &str, port_name: &str, addresses: &[SocketAddr]) {
+    pub(crate) fn service(&self, name: &str, port_name: &str, addresses: &[SocketAddr]) {
         let key = ObjectKey::new("default", name);
         let service = json!({"metadata": {"name": name, "namespace": "default"},
             "spec": {"ports": [{"name": port_name, "port": 80, "targetPort": "web"}]}});
@@ -148,7 +148,7 @@ impl Rig {
         self.refresh(&key);
     }
 
-    pub fn remove_service(&self, name: &str) {
+    pub(crate) fn remove_service(&self, name: &str) {
         let key = ObjectKey::new("default", name);
         {
             let mut stored = self.objects.0.lock();
@@ -164,7 +164,7 @@ impl Rig {
         self.apply_again(&mut control, again);
     }
 
-    pub fn ingress(&self, name: &str, spec: Value) {
+    pub(crate) fn ingress(&self, name: &str, spec: Value) {
         let mut ingress: Ingress = serde_json::from_value(json!({
             "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
             "metadata": {"name": name, "namespace": "default"}, "spec": spec,
@@ -189,7 +189,7 @@ impl Rig {
     }
 
     /// Until every gateway has acknowledged or refused everything.
-    pub async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         let xds = self.xds();
         let revision = xds.publish(Default::default());
         let mut settled = xds.settled();
@@ -204,7 +204,7 @@ impl Rig {
     }
 
     /// What the status of an Ingress would say about a refusal.
-    pub fn refused(&self, name: &str) -> String {
+    pub(crate) fn refused(&self, name: &str) -> String {
         let key = ObjectKey::new("default", name);
         let generation = self.objects.0.lock().ingresses[&key].metadata.generation.unwrap();
         let control = self.control.lock();
@@ -217,22 +217,22 @@ impl Rig {
     }
 
     /// The control plane ends and starts with nothing but the objects.
-    pub async fn restart_control_plane(&mut self) {
+    pub(crate) async fn restart_control_plane(&mut self) {
         let control = self.control.get_mut();
         drop(control.stop.take());
         (&mut control.server).await.unwrap();
         *control = Control::start(&self.objects, &self.options).await;
     }
 
-    pub async fn get(&self, host: &str) -> Answer {
+    pub(crate) async fn get(&self, host: &str) -> Answer {
         self.send(&Request::to(host)).await
     }
 
-    pub async fn send(&self, request: &Request<'_>) -> Answer {
+    pub(crate) async fn send(&self, request: &Request<'_>) -> Answer {
         self.try_send(self.external, request).await.unwrap()
     }
 
-    pub async fn internal(&self, request: &Request<'_>) -> Answer {
+    pub(crate) async fn internal(&self, request: &Request<'_>) -> Answer {
         self.try_send(self.internal, request).await.unwrap()
     }
 
@@ -240,13 +240,13 @@ impl Rig {
         send(to, request).await
     }
 
-    pub async fn admin(&self, path: &str) -> String {
+    pub(crate) async fn admin(&self, path: &str) -> String {
         let answer = send(self.admin, &Request { path, ..Request::to("admin") }).await.unwrap();
         answer.body.as_str().unwrap_or_default().to_owned()
     }
 
     /// How often Envoy took a cluster, listener or route update.
-    pub async fn updates(&self) -> [u64; 3] {
+    pub(crate) async fn updates(&self) -> [u64; 3] {
         let stats = self.admin("/stats").await;
         let sum = |part: &str, end: &str| -> u64 {
             let lines = stats.lines().filter_map(|line| line.split_once(": "));
@@ -263,12 +263,12 @@ impl Rig {
     }
 
     /// How often Envoy refused an update.
-    pub async fn rejections(&self) -> u64 {
+    pub(crate) async fn rejections(&self) -> u64 {
         let stats = self.admin("/stats?filter=update_rejected").await;
         stats.lines().filter_map(|line| line.split_once(": ")?.1.parse::<u64>().ok()).sum()
     }
 
-    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+    pub(crate) async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let wait = async {
             while !condition().await {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -278,7 +278,7 @@ impl Rig {
     }
 
     /// Requests without pause, until stopped.
-    pub fn traffic(&self, host: &'static str) -> Traffic {
+    pub(crate) fn traffic(&self, host: &'static str) -> Traffic {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let worker = || {
             let (stop, answered, to) = (stop.clone(), answered.clone(), self.external);
@@ -299,7 +299,7 @@ impl Rig {
 }
 
 impl Traffic {
-    pub async fn stop(self) -> (usize, Vec<String>) {
+    pub(crate) async fn stop(self) -> (usize, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         let mut failed = Vec::new();
         for task in self.tasks {
@@ -347,7 +347,7 @@ impl Objects for Store {
 
 impl Backend {
     /// Speaks HTTP/1 and h2c and tells who it is and what it got.
-    pub async fn start(name: &'static str) -> Self {
+    pub(crate) async fn start(name: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
@@ -381,17 +381,17 @@ impl Drop for Backend {
 }
 
 impl<'a> Request<'a> {
-    pub fn to(host: &'a str) -> Self {
+    pub(crate) fn to(host: &'a str) -> Self {
         Request { host, path: "/", headers: Vec::new() }
     }
 }
 
 impl Answer {
-    pub fn text(&self, field: &str) -> &str {
+    pub(crate) fn text(&self, field: &str) -> &str {
         self.body[field].as_str().unwrap_or_default()
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.body["headers"][name].as_str().unwrap_or_default()
     }
 }

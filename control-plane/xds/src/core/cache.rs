@@ -2,7 +2,7 @@
 //! while the newest is refused, also to gateways that connect later.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::Arc,
 };
@@ -16,6 +16,10 @@ pub(super) struct Cache {
     revision: u64,
     /// The last assembled form of each route table, shared by all streams that hold the same hosts.
     assembled: HashMap<Name, Arc<Resource>>,
+    /// Hosts whose newest version is refused.
+    refused_hosts: BTreeSet<Name>,
+    /// No longer refused: other streams may have passed over it.
+    released: Vec<(Kind, Name)>,
 }
 
 #[derive(Debug)]
@@ -64,6 +68,7 @@ impl Cache {
             touched.push(key);
         }
         for (kind, name) in change.remove {
+            self.refused_hosts.remove(&name);
             if self.kinds[kind as usize].remove(&name).is_some() {
                 touched.push((kind, name));
             }
@@ -92,7 +97,12 @@ impl Cache {
         let Some(entry) = self.kinds[kind as usize].get_mut(&resource.name) else { return false };
         if entry.current.version == resource.version {
             entry.good = Some(entry.current.clone());
-            return entry.rejected.take().is_some();
+            let recovered = entry.rejected.take().is_some();
+            if recovered {
+                self.refused_hosts.remove(&resource.name);
+                self.released.push((kind, resource.name.clone()));
+            }
+            return recovered;
         }
         false
     }
@@ -103,7 +113,18 @@ impl Cache {
             && entry.good.as_ref().is_none_or(|good| good.version != version)
         {
             entry.rejected = Some(version);
+            if home(kind, name) == Kind::VirtualHost {
+                self.refused_hosts.insert(name.into());
+            }
         }
+    }
+
+    pub(super) fn refused_hosts(&self) -> impl Iterator<Item = &Name> {
+        self.refused_hosts.iter()
+    }
+
+    pub(super) fn take_released(&mut self) -> Vec<(Kind, Name)> {
+        std::mem::take(&mut self.released)
     }
 
     /// A whole table in one resource: the table's own fields followed by its hosts, concatenated (which is how

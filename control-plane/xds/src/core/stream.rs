@@ -7,7 +7,7 @@
 mod requests;
 mod subscription;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 pub use self::requests::{DeltaRequest, WorldRequest};
 use self::subscription::{Flight, Item, Subscription, Target};
@@ -138,7 +138,7 @@ impl Stream {
         for kind in REMOVAL_ORDER {
             let sub = &self.subs[kind as usize];
             if sub.started && sub.flight.is_none() && !sub.gone.is_empty() {
-                let items = self.removals(kind);
+                let items = self.removals(kind, cache);
                 if !items.is_empty()
                     && let Some(response) = self.send(kind, items, cache)
                 {
@@ -171,7 +171,10 @@ impl Stream {
             for name in names {
                 let mark = sub.dirty.remove(&name).expect("listed above");
                 match sub.target(kind, &name, cache) {
-                    Target::Offer(resource) if mark.force || !sub.holds(&name, resource.version) => {
+                    Target::Offer(resource)
+                        if mark.force || sub.owed.contains(&name) || !sub.holds(&name, resource.version) =>
+                    {
+                        sub.owed.remove(&name);
                         items.push(Item { name, offer: Some(resource), first: mark.first, last: mark.last });
                     }
                     _ => {}
@@ -200,18 +203,46 @@ impl Stream {
         }
     }
 
-    fn removals(&mut self, kind: Kind) -> Vec<Item> {
+    /// Whether the client has told what it has that may refer to this kind: after a reconnect the requests for the
+    /// different types come one by one.
+    fn users_known(&self, kind: Kind) -> bool {
+        let started = |kind: Kind| self.subs[kind as usize].started;
+        match kind {
+            Kind::Cluster | Kind::Endpoints => {
+                started(Kind::Route) && (!self.host_discovery || started(Kind::VirtualHost))
+            }
+            Kind::Secret => started(Kind::Listener),
+            Kind::Listener | Kind::Route | Kind::VirtualHost => true,
+        }
+    }
+
+    /// Clusters that a host still needs, because its newer version was refused; `None` if that cannot be known, because
+    /// the client has the host from before it connected.
+    fn needed_by_refused(&self, cache: &Cache) -> Option<BTreeSet<Name>> {
+        let sub = &self.subs[self.home(Kind::VirtualHost) as usize];
+        let held = sub.refused.keys().chain(cache.refused_hosts()).filter_map(|name| sub.held.get(name));
+        let mut needed = BTreeSet::new();
+        for held in held {
+            needed.extend(held.resource.as_ref()?.requires.iter().map(|(_, name)| name.clone()));
+        }
+        Some(needed)
+    }
+
+    fn removals(&mut self, kind: Kind, cache: &Cache) -> Vec<Item> {
+        let known = self.users_known(kind);
+        let needed = match kind {
+            Kind::Cluster | Kind::Endpoints => self.needed_by_refused(cache),
+            _ => Some(BTreeSet::new()),
+        };
         let additions = self.subs.iter().map(Subscription::unsettled).min().unwrap_or(u64::MAX);
         let earlier = REMOVAL_ORDER.iter().take_while(|other| **other != kind);
         let before = earlier.filter_map(|other| self.subs[*other as usize].gone.values().min()).min();
         let limit = additions.min(before.copied().unwrap_or(u64::MAX));
         let sub = &mut self.subs[kind as usize];
-        let names: Vec<Name> = sub
-            .gone
-            .iter()
-            .filter(|(_, revision)| **revision < limit || **revision == 0)
-            .map(|(n, _)| n.clone())
-            .collect();
+        let free = |name: &Name| needed.as_ref().is_some_and(|needed| !needed.contains(name));
+        let due = |name: &Name, revision: u64| revision == 0 || (known && revision < limit && free(name));
+        let due = sub.gone.iter().filter(|(name, revision)| due(name, **revision));
+        let names: Vec<Name> = due.map(|(name, _)| name.clone()).collect();
         let take = |name: Name| {
             let revision = sub.gone.remove(&name).expect("listed above");
             Item { name, offer: None, first: revision, last: revision }
@@ -233,7 +264,13 @@ impl Stream {
         let mut resend = Vec::new();
         for item in &items {
             let Some(offer) = &item.offer else { continue };
-            for (child, name) in &offer.requires {
+            if kind == Kind::Route && self.host_discovery && !self.wants(Kind::VirtualHost, &item.name) {
+                self.subs[Kind::VirtualHost as usize].expected.insert(item.name.clone(), item.first);
+            }
+            for (child, name) in offer.requires.iter().filter(|(child, _)| *child != Kind::Cluster) {
+                if *child == Kind::Endpoints {
+                    self.subs[*child as usize].owed.insert(name.clone());
+                }
                 if self.wants(*child, name) {
                     // A changed cluster waits for its endpoints again, although the client subscribed to them before.
                     if *child == Kind::Endpoints {
@@ -247,7 +284,6 @@ impl Stream {
         self.nonce += 1;
         let nonce = self.nonce;
         let sub = &mut self.subs[kind as usize];
-        sub.greeted = true;
         sub.flight = Some(Flight { nonce, items, resend });
         let version = resources.iter().fold(Version::of(&kind.type_url()), |v, r| v.join(&r.name, r.version));
         Some(Response { kind, protocol: self.protocol, nonce, version, resources, removed })
@@ -326,6 +362,7 @@ impl Stream {
     }
 
     fn acknowledge(&mut self, kind: Kind, flight: Flight, cache: &mut Cache, events: &mut Vec<Event>) {
+        self.subs[kind as usize].greeted = true;
         for item in flight.items {
             let wanted = self.wants(kind, &item.name);
             let sub = &mut self.subs[kind as usize];
@@ -335,8 +372,11 @@ impl Stream {
                         events.push(Event::Recovered { kind: offer.kind, name: offer.name.clone() });
                     }
                     sub.refused.remove(&item.name);
+                    if kind == Kind::Cluster {
+                        self.retry_hosts_of(&offer.name, item.first, cache);
+                    }
                     if wanted {
-                        sub.hold(item.name, offer);
+                        self.subs[kind as usize].hold(item.name, offer);
                     }
                 }
                 None => {
@@ -345,8 +385,26 @@ impl Stream {
             }
         }
         for (name, first, last) in flight.resend {
-            if self.wants(Kind::Endpoints, &name) && cache.get(Kind::Endpoints, &name).is_some() {
-                self.subs[Kind::Endpoints as usize].force(&name, first, last);
+            let exists = cache.get(Kind::Endpoints, &name).is_some();
+            let sub = &mut self.subs[Kind::Endpoints as usize];
+            if exists && sub.owed.contains(&name) {
+                sub.mark_at(&name, first, last);
+            }
+        }
+    }
+
+    /// A host may have been refused only because of a cluster that is there now.
+    fn retry_hosts_of(&mut self, cluster: &Name, first: u64, cache: &Cache) {
+        for kind in [Kind::Route, Kind::VirtualHost] {
+            let sub = &mut self.subs[kind as usize];
+            let uses = |host: &Name| {
+                let entry = cache.get(kind, host);
+                entry.is_some_and(|e| e.current().requires.iter().any(|(_, name)| name == cluster))
+            };
+            let hosts: Vec<Name> = sub.refused.keys().filter(|host| uses(host)).cloned().collect();
+            for host in hosts {
+                sub.refused.remove(&host);
+                sub.mark_at(&host, first, cache.revision());
             }
         }
     }
@@ -362,6 +420,7 @@ impl Stream {
         let offers: Vec<&Name> = flight.items.iter().filter(|i| i.offer.is_some()).map(|i| &i.name).collect();
         let named: Vec<&Name> =
             offers.iter().filter(|name| subscription::mentions(message, name)).copied().take(2).collect();
+        let nothing_offered = offers.is_empty();
         let culprit = match (offers.as_slice(), named.as_slice()) {
             ([only], _) | (_, [only]) => Some(Name::clone(only)),
             _ => None,
@@ -371,22 +430,28 @@ impl Stream {
             .into_iter()
             .partition(|item| item.offer.is_some() && culprit.as_ref().is_some_and(|name| *name == item.name));
         let message = subscription::shorten(message);
-        let node = self.node.clone();
-        let sub = &mut self.subs[kind as usize];
         for item in &guilty {
             let offer = item.offer.as_ref().expect("partitioned on it");
-            cache.reject(kind, &item.name, offer.version);
-            sub.refused.insert(item.name.clone(), offer.version);
-            events.push(Event::Rejected {
-                kind: offer.kind,
-                name: item.name.clone(),
-                version: offer.version,
-                node: node.clone(),
-                message: message.clone(),
-            });
+            // Without one of its clusters it is the cluster's fault, and only here.
+            let clusters = &self.subs[Kind::Cluster as usize];
+            let mut needed = offer.requires.iter().filter(|(child, _)| *child == Kind::Cluster);
+            if needed.all(|(_, name)| clusters.held.contains_key(name)) {
+                cache.reject(kind, &item.name, offer.version);
+                events.push(Event::Rejected {
+                    kind: offer.kind,
+                    name: item.name.clone(),
+                    version: offer.version,
+                    node: self.node.clone(),
+                    message: message.clone(),
+                });
+            }
+            let sub = &mut self.subs[kind as usize];
+            sub.refuse(&item.name, offer.version);
             // What was accepted earlier, here or elsewhere, is still worth having.
             sub.mark_at(&item.name, item.first, item.last);
         }
+        let sub = &mut self.subs[kind as usize];
+        sub.greeted |= nothing_offered;
         if guilty.is_empty() {
             sub.split(&rest);
         }

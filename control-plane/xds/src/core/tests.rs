@@ -1,1 +1,191 @@
+//! The state machine against model gateways that behave as Envoy does, under random changes, refusals, reorderings
+//! between types, reconnects and restarts of the control plane.
 
+mod client;
+mod publisher;
+
+use proptest::{collection::vec, prelude::*};
+
+use self::{client::Client, publisher::Publisher};
+use super::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// A host of a table with these clusters; refused by gateways if poisoned.
+    Host {
+        host: usize,
+        table: usize,
+        clusters: Vec<usize>,
+        poison: bool,
+    },
+    RemoveHost {
+        host: usize,
+    },
+    /// The cluster itself changes.
+    Cluster {
+        cluster: usize,
+        poison: bool,
+    },
+    /// Its addresses change.
+    Endpoints {
+        cluster: usize,
+    },
+    /// Some messages travel.
+    Exchange {
+        client: usize,
+        messages: usize,
+    },
+    Reconnect {
+        client: usize,
+    },
+    RestartServer,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let poison = || prop::bool::weighted(0.25);
+    prop_oneof![
+        4 => (0..5usize, 0..2usize, vec(0..4usize, 1..3), poison())
+            .prop_map(|(host, table, clusters, poison)| Step::Host { host, table, clusters, poison }),
+        2 => (0..5usize).prop_map(|host| Step::RemoveHost { host }),
+        2 => (0..4usize, poison()).prop_map(|(cluster, poison)| Step::Cluster { cluster, poison }),
+        3 => (0..4usize).prop_map(|cluster| Step::Endpoints { cluster }),
+        6 => (0..3usize, 1..8usize).prop_map(|(client, messages)| Step::Exchange { client, messages }),
+        1 => (0..3usize).prop_map(|client| Step::Reconnect { client }),
+        1 => Just(Step::RestartServer),
+    ]
+}
+
+/// Runs the steps with a delta gateway, a state-of-the-world gateway and one whose refusals name the culprit.
+fn run(steps: &[Step], host_discovery: bool) {
+    let mut publisher = Publisher::new(host_discovery);
+    let mut clients =
+        [Client::new(Protocol::Delta, false), Client::new(Protocol::World, false), Client::new(Protocol::Delta, true)];
+    for client in &mut clients {
+        client.connect(&mut publisher.core);
+    }
+    for step in steps {
+        match step {
+            Step::Host { host, table, clusters, poison } => publisher.host(*host, *table, clusters, *poison),
+            Step::RemoveHost { host } => publisher.remove_host(*host),
+            Step::Cluster { cluster, poison } => publisher.cluster(*cluster, *poison),
+            Step::Endpoints { cluster } => publisher.endpoints(*cluster),
+            Step::Exchange { client, messages } => {
+                for _ in 0..*messages {
+                    clients[*client].exchange(&mut publisher.core);
+                }
+            }
+            Step::Reconnect { client } => {
+                clients[*client].disconnect(&mut publisher.core);
+                clients[*client].connect(&mut publisher.core);
+            }
+            Step::RestartServer => {
+                publisher.restart(host_discovery);
+                for client in &mut clients {
+                    client.forget_stream();
+                    client.connect(&mut publisher.core);
+                }
+            }
+        }
+    }
+    for client in &mut clients {
+        let mut budget = 5_000;
+        while client.exchange(&mut publisher.core) {
+            budget -= 1;
+            assert!(budget > 0, "the exchange never ends: {:?}", publisher.core.describe());
+        }
+    }
+    // What one gateway answers may change what another one is to get.
+    while clients.iter_mut().any(|client| client.exchange(&mut publisher.core)) {}
+    for client in &clients {
+        publisher.check(client);
+    }
+    let settled = publisher.core.settled();
+    let expected = Settled { gateways: 3, revision: publisher.core.publish(Change::default()) };
+    assert_eq!(settled, expected, "{:?}", publisher.core.describe());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { ..ProptestConfig::default() })]
+
+    #[test]
+    fn gateways_end_up_with_what_is_published(steps in vec(step(), 1..60)) {
+        run(&steps, false);
+    }
+
+    #[test]
+    fn and_so_with_hosts_as_resources(steps in vec(step(), 1..60)) {
+        run(&steps, true);
+    }
+}
+
+#[test]
+fn a_reconnecting_gateway_is_sent_only_what_changed() {
+    let mut publisher = Publisher::new(false);
+    let mut client = Client::new(Protocol::Delta, false);
+    client.connect(&mut publisher.core);
+    for host in 0..5 {
+        publisher.host(host, host % 2, &[0, 1], false);
+    }
+    while client.exchange(&mut publisher.core) {}
+    publisher.restart(false);
+    client.forget_stream();
+    client.connect(&mut publisher.core);
+    let before = client.received;
+    while client.exchange(&mut publisher.core) {}
+    assert_eq!(client.received - before, 0, "resources were sent again");
+    publisher.endpoints(0);
+    while client.exchange(&mut publisher.core) {}
+    assert_eq!(client.received - before, 1, "one assignment");
+}
+
+#[test]
+fn a_refused_host_is_recovered_by_its_next_version() {
+    let mut publisher = Publisher::new(false);
+    let mut client = Client::new(Protocol::Delta, false);
+    client.connect(&mut publisher.core);
+    publisher.host(0, 0, &[0], false);
+    publisher.host(1, 0, &[0], true);
+    publisher.host(2, 0, &[0], false);
+    while client.exchange(&mut publisher.core) {}
+    let events = publisher.core.take_events();
+    let [Event::Rejected { kind: Kind::VirtualHost, name, .. }] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!(&**name, "t0/h1");
+    publisher.host(1, 0, &[0], false);
+    while client.exchange(&mut publisher.core) {}
+    publisher.check(&client);
+    let events = publisher.core.take_events();
+    assert!(matches!(events.as_slice(), [Event::Recovered { .. }]), "{events:?}");
+}
+
+#[test]
+fn without_gateways_nothing_is_settled() {
+    let mut publisher = Publisher::new(false);
+    publisher.host(0, 0, &[0], false);
+    assert_eq!(publisher.core.settled(), Settled::default());
+    let id = publisher.core.open(Protocol::World);
+    assert_eq!(publisher.core.settled().gateways, 0, "a stream that asks for nothing is no gateway");
+    publisher.core.close(id);
+}
+
+#[test]
+fn the_clusters_of_a_refused_hosts_last_good_version_stay() {
+    let mut publisher = Publisher::new(false);
+    let mut clients = [Client::new(Protocol::Delta, false), Client::new(Protocol::World, false)];
+    for client in &mut clients {
+        client.connect(&mut publisher.core);
+    }
+    publisher.host(0, 0, &[0], false);
+    while clients[1].exchange(&mut publisher.core) {}
+    publisher.host(0, 0, &[1], true);
+    for client in &mut clients {
+        while client.exchange(&mut publisher.core) {
+            println!("{:#?}", publisher.core.describe());
+        }
+    }
+    assert!(clients[1].clusters.contains_key("c0"));
+    publisher.host(0, 0, &[1], false);
+    for client in &mut clients {
+        while client.exchange(&mut publisher.core) {}
+        publisher.check(client);
+    }
+}

@@ -168,6 +168,7 @@ impl Stream {
         let sub = &mut self.subs[kind as usize];
         sub.names.remove(name);
         sub.expected.remove(name);
+        sub.owed.remove(name);
         self.forget_unwanted(kind, name);
         if matches!(kind, Kind::Route | Kind::VirtualHost) && table_of(name).is_none() {
             let sub = &self.subs[kind as usize];

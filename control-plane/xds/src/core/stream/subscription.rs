@@ -12,19 +12,22 @@ use crate::resource::{Kind, Name, Resource, Version, table_of};
 pub(super) struct Subscription {
     /// The client has asked for this type.
     pub(super) started: bool,
-    /// It got an answer, be it an empty one: a gateway waits for that when it starts.
+    /// It accepted an answer, be it an empty one: a gateway waits for that when it starts, and one that refused all it
+    /// was offered after a reconnect must still hear what is gone.
     pub(super) greeted: bool,
     pub(super) wildcard: bool,
     pub(super) names: BTreeSet<Name>,
     pub(super) held: BTreeMap<Name, Held>,
-    /// Versions this client refused.
-    pub(super) refused: BTreeMap<Name, Version>,
+    /// Versions this client refused: the newest, and the last good one when it refused that as well.
+    pub(super) refused: BTreeMap<Name, Vec<Version>>,
     /// Names whose content must be compared with what the client holds.
     pub(super) dirty: BTreeMap<Name, Mark>,
     /// Names the client holds that no longer exist; revision 0: it asked for what does not exist.
     pub(super) gone: BTreeMap<Name, u64>,
     /// Names the client will ask for because of something it was sent, with the revision of that.
     pub(super) expected: BTreeMap<Name, u64>,
+    /// Names the client waits for, even if it had this version before: the endpoints of a cluster it was just sent.
+    pub(super) owed: BTreeSet<Name>,
     pub(super) flight: Option<Flight>,
     /// After an ambiguous refusal: offer only these together.
     pub(super) parts: VecDeque<BTreeSet<Name>>,
@@ -121,11 +124,26 @@ impl Subscription {
 
     pub(super) fn target(&self, kind: Kind, name: &str, cache: &Cache) -> Target {
         let Some(entry) = cache.get(kind, name) else { return Target::Gone };
-        let refused = self.refused.get(name).copied();
-        match entry.candidates().find(|candidate| Some(candidate.version) != refused) {
+        let refused = self.refused.get(name).map_or(&[][..], Vec::as_slice);
+        // What is offered instead of the newest may refer to clusters that are not published any more.
+        let complete = |resource: &Resource| {
+            let mut clusters = resource.requires.iter().filter(|(kind, _)| *kind == Kind::Cluster);
+            clusters.all(|(kind, name)| cache.get(*kind, name).is_some())
+        };
+        let offers = |candidate: &&Arc<Resource>| {
+            let newest = candidate.version == entry.current().version;
+            !refused.contains(&candidate.version) && (newest || complete(candidate))
+        };
+        match entry.candidates().find(offers) {
             Some(resource) => Target::Offer(resource.clone()),
             None => Target::Keep,
         }
+    }
+
+    pub(super) fn refuse(&mut self, name: &Name, version: Version) {
+        let versions = self.refused.entry(name.clone()).or_default();
+        versions.truncate(1);
+        versions.insert(0, version);
     }
 
     /// Offers the items of an ambiguous refusal again in two parts; a table apart from its hosts.

@@ -1,0 +1,308 @@
+//! A gateway as Envoy behaves: clusters and listeners as wildcards, endpoints by cluster, tables by listener; a cluster
+//! serves once it got endpoints, a table that refers to an unknown cluster is refused.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use envoy_types::pb::envoy::config::{
+    cluster::v3::Cluster,
+    listener::v3::Listener,
+    route::v3::{RouteConfiguration, VirtualHost},
+};
+use prost::Message;
+
+use std::sync::Arc;
+
+use super::super::*;
+
+type Hosts = BTreeMap<String, Vec<String>>;
+
+pub(super) struct Client {
+    protocol: Protocol,
+    names_culprits: bool,
+    stream: Option<StreamId>,
+    outbox: VecDeque<Request>,
+    started: BTreeSet<Kind>,
+    nonces: BTreeMap<Kind, String>,
+    versions: BTreeMap<(Kind, String), String>,
+    pub(super) received: usize,
+    pub(super) clusters: BTreeMap<String, String>,
+    pub(super) endpoints: BTreeMap<String, String>,
+    pub(super) warming: BTreeSet<String>,
+    listeners: BTreeMap<String, String>,
+    pub(super) tables: BTreeMap<String, Hosts>,
+    /// Tables whose hosts are resources of their own.
+    discovered: BTreeSet<String>,
+    /// A state-of-the-world server cannot know what the client has from before, so it cannot keep it for a while.
+    may_lose_clusters: bool,
+}
+
+enum Request {
+    Delta(DeltaRequest),
+    World(WorldRequest),
+}
+
+impl Client {
+    pub(super) fn new(protocol: Protocol, names_culprits: bool) -> Self {
+        Client {
+            protocol,
+            names_culprits,
+            stream: None,
+            outbox: VecDeque::new(),
+            started: BTreeSet::new(),
+            nonces: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            received: 0,
+            clusters: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            warming: BTreeSet::new(),
+            listeners: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            discovered: BTreeSet::new(),
+            may_lose_clusters: false,
+        }
+    }
+
+    fn is_delta(&self) -> bool {
+        self.protocol == Protocol::Delta
+    }
+
+    pub(super) fn connect(&mut self, core: &mut Core) {
+        self.stream = Some(core.open(self.protocol));
+        self.subscribe(Kind::Cluster, &[]);
+        let clusters: Vec<String> = self.clusters.keys().cloned().collect();
+        if !clusters.is_empty() {
+            self.subscribe(Kind::Endpoints, &clusters);
+        }
+        // Envoy asks for listeners once its clusters are warm; here at once, which is harder.
+        self.subscribe(Kind::Listener, &[]);
+        let tables: Vec<String> = self.listeners.values().cloned().collect();
+        if !tables.is_empty() {
+            self.subscribe(Kind::Route, &tables);
+        }
+        let discovered: Vec<String> = self.discovered.iter().cloned().collect();
+        if !discovered.is_empty() {
+            self.subscribe(Kind::VirtualHost, &discovered);
+        }
+    }
+
+    pub(super) fn disconnect(&mut self, core: &mut Core) {
+        core.close(self.stream.expect("connected"));
+        self.forget_stream();
+    }
+
+    pub(super) fn forget_stream(&mut self) {
+        self.may_lose_clusters = !self.is_delta();
+        // A cluster that waited for its endpoints to be sent again takes those it had (Envoy keeps them for this).
+        self.warming.retain(|cluster| !self.endpoints.contains_key(cluster));
+        self.stream = None;
+        self.outbox.clear();
+        self.started.clear();
+        self.nonces.clear();
+    }
+
+    /// Delivers one message, requests first. False when there is none.
+    pub(super) fn exchange(&mut self, core: &mut Core) -> bool {
+        let id = self.stream.expect("connected");
+        if let Some(request) = self.outbox.pop_front() {
+            match request {
+                Request::Delta(request) => core.delta(id, request),
+                Request::World(request) => core.world(id, request),
+            }
+            return true;
+        }
+        let Some(response) = core.next(id) else { return false };
+        self.receive(&response);
+        true
+    }
+
+    fn subscribe(&mut self, kind: Kind, names: &[String]) {
+        let first = self.started.insert(kind);
+        let nonce = self.nonces.get(&kind).cloned().unwrap_or_default();
+        let initial = |versions: &BTreeMap<(Kind, String), String>| {
+            let of_kind = versions.iter().filter(|((k, _), _)| first && *k == kind);
+            of_kind.map(|((_, name), version)| (name.clone(), version.clone())).collect()
+        };
+        self.outbox.push_back(match self.protocol {
+            Protocol::Delta => Request::Delta(DeltaRequest {
+                kind,
+                subscribe: names.to_vec(),
+                unsubscribe: Vec::new(),
+                initial: initial(&self.versions),
+                nonce: String::new(),
+                error: None,
+            }),
+            Protocol::World => Request::World(WorldRequest { kind, names: self.names(kind), nonce, error: None }),
+        });
+    }
+
+    fn unsubscribe(&mut self, kind: Kind, names: Vec<String>) {
+        for name in &names {
+            self.versions.remove(&(kind, name.clone()));
+        }
+        match self.protocol {
+            Protocol::Delta => self.outbox.push_back(Request::Delta(DeltaRequest {
+                kind,
+                subscribe: Vec::new(),
+                unsubscribe: names,
+                initial: BTreeMap::new(),
+                nonce: String::new(),
+                error: None,
+            })),
+            Protocol::World => self.subscribe(kind, &[]),
+        }
+    }
+
+    fn names(&self, kind: Kind) -> Vec<String> {
+        match kind {
+            Kind::Endpoints => self.clusters.keys().cloned().collect(),
+            Kind::Route => self.listeners.values().cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn receive(&mut self, response: &Response) {
+        self.received += response.resources.len();
+        let nonce = response.nonce.to_string();
+        self.nonces.insert(response.kind, nonce.clone());
+        let error = self.fault(response).map(|culprit| match self.names_culprits {
+            true => format!("refused {culprit}: bad"),
+            false => "bad".to_owned(),
+        });
+        if error.is_none() {
+            self.take(response);
+        }
+        let kind = response.kind;
+        self.outbox.push_back(match self.protocol {
+            Protocol::Delta => Request::Delta(DeltaRequest {
+                kind,
+                subscribe: Vec::new(),
+                unsubscribe: Vec::new(),
+                initial: BTreeMap::new(),
+                nonce,
+                error,
+            }),
+            Protocol::World => Request::World(WorldRequest { kind, names: self.names(kind), nonce, error }),
+        });
+    }
+
+    fn hosts_of(resource: &Resource) -> Vec<VirtualHost> {
+        match resource.kind {
+            Kind::Route => RouteConfiguration::decode(&*resource.body).unwrap().virtual_hosts,
+            Kind::VirtualHost => vec![VirtualHost::decode(&*resource.body).unwrap()],
+            _ => Vec::new(),
+        }
+    }
+
+    fn fault(&self, response: &Response) -> Option<String> {
+        for resource in &response.resources {
+            if resource.kind == Kind::Cluster && Cluster::decode(&*resource.body).unwrap().alt_stat_name == "poison" {
+                return Some(resource.name.to_string());
+            }
+            for host in Self::hosts_of(resource) {
+                if host.include_request_attempt_count || host.domains.iter().any(|c| !self.clusters.contains_key(c)) {
+                    return Some(host.name);
+                }
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, response: &Response) {
+        let kind = response.kind;
+        let world = self.protocol == Protocol::World;
+        for resource in &response.resources {
+            self.versions.insert((kind, resource.name.to_string()), resource.version.to_string());
+        }
+        for name in &response.removed {
+            self.versions.remove(&(kind, name.to_string()));
+        }
+        let name_of = |resource: &Arc<Resource>| resource.name.to_string();
+        let sent: BTreeSet<String> = response.resources.iter().map(name_of).collect();
+        let gone = |have: Vec<String>| -> Vec<String> {
+            let missing = |name: &String| world && kind.is_whole() && !sent.contains(name);
+            have.into_iter().filter(|n| missing(n) || response.removed.iter().any(|r| **r == **n)).collect()
+        };
+        match kind {
+            Kind::Cluster => self.take_clusters(response, gone(self.clusters.keys().cloned().collect())),
+            Kind::Endpoints => {
+                for resource in &response.resources {
+                    self.endpoints.insert(resource.name.to_string(), resource.version.to_string());
+                    self.warming.remove(&*resource.name);
+                }
+                for name in &response.removed {
+                    self.warming.remove(&**name);
+                }
+            }
+            Kind::Listener => {
+                let mut new = Vec::new();
+                for resource in &response.resources {
+                    let table = Listener::decode(&*resource.body).unwrap().stat_prefix;
+                    if self.listeners.insert(resource.name.to_string(), table.clone()).is_none() {
+                        new.push(table);
+                    }
+                }
+                if !new.is_empty() {
+                    self.subscribe(Kind::Route, &new);
+                }
+            }
+            Kind::Route => {
+                for resource in &response.resources {
+                    let message = RouteConfiguration::decode(&*resource.body).unwrap();
+                    if message.vhds.is_some() {
+                        self.tables.entry(message.name.clone()).or_default();
+                        if self.discovered.insert(message.name.clone()) {
+                            self.subscribe(Kind::VirtualHost, &[message.name]);
+                        }
+                        continue;
+                    }
+                    let hosts = message.virtual_hosts.into_iter().map(|host| (host.name, host.domains)).collect();
+                    self.tables.insert(message.name, hosts);
+                }
+            }
+            Kind::VirtualHost => {
+                for resource in &response.resources {
+                    let (table, _) = resource.name.split_once('/').unwrap();
+                    let host = VirtualHost::decode(&*resource.body).unwrap();
+                    self.tables.get_mut(table).unwrap().insert(host.name, host.domains);
+                }
+                for name in &response.removed {
+                    let (table, host) = name.split_once('/').unwrap();
+                    self.tables.get_mut(table).unwrap().remove(host);
+                }
+            }
+            Kind::Secret => unreachable!("none are published"),
+        }
+        for host in response.resources.iter().flat_map(|resource| Self::hosts_of(resource)) {
+            for cluster in &host.domains {
+                assert!(self.endpoints.contains_key(cluster), "{} was sent before {cluster} could serve", host.name);
+            }
+        }
+    }
+
+    fn take_clusters(&mut self, response: &Response, gone: Vec<String>) {
+        let mut new = Vec::new();
+        for resource in &response.resources {
+            let message = Cluster::decode(&*resource.body).unwrap();
+            let old = self.clusters.insert(message.name.clone(), message.alt_stat_name.clone());
+            if old.as_ref() != Some(&message.alt_stat_name) {
+                self.warming.insert(message.name.clone());
+            }
+            if old.is_none() {
+                new.push(message.name);
+            }
+        }
+        for name in &gone {
+            let user = self.tables.values().flatten().find(|(_, clusters)| clusters.contains(name));
+            assert!(user.is_none() || self.may_lose_clusters, "{name} was removed under {user:?}");
+            self.clusters.remove(name);
+            self.endpoints.remove(name);
+            self.warming.remove(name);
+        }
+        if !gone.is_empty() {
+            self.unsubscribe(Kind::Endpoints, gone);
+        }
+        if !new.is_empty() {
+            self.subscribe(Kind::Endpoints, &new);
+        }
+    }
+}
