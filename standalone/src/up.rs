@@ -200,6 +200,8 @@ impl Machine {
                 listen: addresses.stats,
                 pod_name: "autoscaler".to_owned(),
                 pod_ip: addresses.node.to_string(),
+                // Cluster names mean nothing to this process.
+                service_lookup: autoscaler::ServiceLookup::Endpoints,
                 ..autoscaler::Options::default()
             },
         )
