@@ -1,7 +1,8 @@
 //! OpenAPI v3: an index, and one document per group version.
 //!
 //! What kubectl takes from it: whether a kind can be patched with `fieldValidation` (apply, create, edit and replace stop without), and the
-//! schemas for `explain`. Built-in kinds say nothing about strategic merge here: clients then use the rules they were compiled with, which
+//! schemas for `explain`. For kinds it does not find, which may be a typing error, it falls back to version 2: an empty document there lets it go on
+//! to say that there is no such kind. Built-in kinds say nothing about strategic merge here: clients then use the rules they were compiled with, which
 //! are the right ones.
 
 use std::sync::Arc;
@@ -17,6 +18,10 @@ use crate::{Kind, Registry};
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const ROOT: &str = "/openapi/v3";
+const VERSION_2: &str = "/openapi/v2";
+const VERSION_2_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// A document in protobuf form: swagger "2.0", and an info with a title and a version.
+const VERSION_2_EMPTY: &[u8] = b"\x0a\x032.0\x12\x19\x0a\x0aKubernetes\x12\x0bunversioned";
 
 /// The documents of the present table, made when somebody asks.
 #[derive(Default)]
@@ -34,12 +39,16 @@ struct Documents {
 // === impl OpenApi ===
 
 impl OpenApi {
-    /// The answer to a path below `/openapi/v3`; None when it is none of ours.
+    /// The answer to a path below `/openapi/v3`, or to `/openapi/v2`; None when it is none of ours.
     pub fn respond(&self, registry: &Registry, parts: &Parts) -> Option<Response<Bytes>> {
-        let path = parts.uri.path().trim_end_matches('/').strip_prefix(ROOT)?;
         if parts.method != Method::GET && parts.method != Method::HEAD {
             return None;
         }
+        let path = parts.uri.path().trim_end_matches('/');
+        if path == VERSION_2 {
+            return Some(version_2(parts));
+        }
+        let path = path.strip_prefix(ROOT)?;
         let documents = self.documents(registry);
         if path.is_empty() {
             return Some(json_response(StatusCode::OK, documents.index.clone(), &[]));
@@ -112,6 +121,18 @@ fn json_response(status: StatusCode, body: Bytes, headers: &[(header::HeaderName
     response.header(header::VARY, "Accept").body(body).expect("printable header values")
 }
 
+fn version_2(parts: &Parts) -> Response<Bytes> {
+    let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !accept.contains("protobuf") {
+        let document =
+            json!({ "swagger": "2.0", "info": { "title": "Kubernetes", "version": "unversioned" }, "paths": {} });
+        return json_response(StatusCode::OK, Bytes::from(document.to_string()), &[]);
+    }
+    let mut response = Response::new(Bytes::from_static(VERSION_2_EMPTY));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(VERSION_2_TYPE));
+    response
+}
+
 fn document(registry: &Registry, group: &str, version: &str) -> Value {
     let mut paths = Map::new();
     let mut schemas = Map::new();
@@ -128,11 +149,7 @@ fn document(registry: &Registry, group: &str, version: &str) -> Value {
             &reference,
             &[("get", "get"), ("put", "update"), ("patch", "patch"), ("delete", "delete")],
         );
-        let mut all = operations(kind, &reference, &[("get", "list"), ("post", "create")]);
-        if !kind.has_verb("patch") {
-            // kubectl looks at the PATCH of a kind to learn whether the server validates fields, also for kinds that can only be created.
-            all["patch"] = all["post"].clone();
-        }
+        let all = operations(kind, &reference, &[("get", "list"), ("post", "create")]);
         paths.insert(format!("{collection}/{{name}}"), one);
         paths.insert(collection, all);
     }
@@ -267,6 +284,6 @@ mod tests {
         assert_eq!(moved.status(), StatusCode::MOVED_PERMANENTLY);
         assert_eq!(moved.headers()["location"], url.as_str());
         assert!(get(&api, "/openapi/v3/apis/nowhere/v1").is_none());
-        assert!(get(&api, "/openapi/v2").is_none());
+        assert_eq!(json(&get(&api, "/openapi/v2").expect("an empty document"))["paths"], json!({}));
     }
 }

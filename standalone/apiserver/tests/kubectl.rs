@@ -398,6 +398,9 @@ async fn imperative_commands() {
     let answer = machine.ok_with("create -o yaml -f -", &review.to_string()).await;
     has(&answer, &["authenticated: true", "system:serviceaccount:default:robot"]);
 
+    let typo = "apiVersion: apps/v1\nkind: Deploymant\nmetadata: {name: x}\n";
+    has(&machine.fails("apply -f -", typo).await, &["no matches for kind \"Deploymant\" in version \"apps/v1\""]);
+
     let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "one.1"}, "type": "Warning", "reason": "Failed",
         "message": "no such image", "count": 3, "lastTimestamp": "2026-11-20T10:00:00Z",
         "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": "one", "namespace": "default"}});

@@ -144,5 +144,10 @@ mod tests {
             "spec": {"template": {"spec": {"containers": [{"name": "a"}, {"name": "b", "env": [{"name": "X", "value": 5}]}]}}}});
         let error = <Shape<Deployment> as Default>::default().decode_error(&object).expect("a wrong type");
         assert!(error.contains("spec.template.spec.containers[1].env[0].value: invalid type: integer `5`"), "{error}");
+        let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "b3"},
+            "spec": {"replicas": "x", "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "y"}]}}}});
+        let error = <Shape<Deployment> as Default>::default().decode_error(&object).expect("a wrong type");
+        assert!(error.contains("spec.replicas: invalid type: string"), "{error}");
     }
 }
