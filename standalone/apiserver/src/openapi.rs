@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use crate::discovery::hash;
+use crate::protobuf;
 use crate::{Kind, Registry};
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
@@ -140,7 +141,8 @@ fn document(registry: &Registry, group: &str, version: &str) -> Value {
     for kind in registry.in_version(group, version) {
         let name = schema_name(kind);
         let reference = json!({ "$ref": format!("#/components/schemas/{name}") });
-        schemas.insert(name, schema(kind));
+        let described = schema(kind, &mut schemas);
+        schemas.insert(name, described);
         let base = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
         let base = if kind.namespaced() { format!("{base}/namespaces/{{namespace}}") } else { base };
         let collection = format!("{base}/{}", kind.plural);
@@ -197,8 +199,12 @@ fn schema_name(kind: &Kind) -> String {
     format!("io.k8s.api.{group}.{}.{}", kind.version, kind.kind)
 }
 
-fn schema(kind: &Kind) -> Value {
-    let known = kind.schema.as_ref().and_then(|schema| schema.openapi());
+fn schema(kind: &Kind, schemas: &mut Map<String, Value>) -> Value {
+    let known = match kind.custom {
+        true => kind.schema.as_ref().and_then(|schema| schema.openapi()),
+        false => protobuf::describe(&kind.api_version(), &kind.kind, OBJECT_META, schemas)
+            .map(|properties| json!({ "type": "object", "properties": properties })),
+    };
     let mut schema = known.filter(Value::is_object).unwrap_or_else(|| {
         let mut schema = json!({ "type": "object", "properties": {} });
         if !kind.custom {

@@ -3,11 +3,13 @@
 //! Everything behind this module is JSON: a body is transcoded by a table of field numbers and names, and what it becomes is what the same client
 //! would have sent as JSON. Answers are always JSON, which those clients accept.
 
+mod describe;
 mod table;
 mod wire;
 
 use serde_json::{Map, Value};
 
+pub(crate) use self::describe::describe;
 use self::table::{Arity, Field, Table, Type};
 use self::wire::{Fields, Malformed, Payload};
 use crate::errors::Status;

@@ -352,6 +352,10 @@ async fn built_in_kinds() {
     has(&machine.ok("api-resources").await, &["ksvc", "deployments", "customresourcedefinitions"]);
     has(&machine.ok("get crd").await, &["services.serving.knative.dev", "CREATED AT"]);
     has(&machine.ok("explain ksvc.spec").await, &["template"]);
+    has(
+        &machine.ok("explain deployment.spec.template.spec.containers").await,
+        &["readinessProbe\t<Probe>", "image\t<string>"],
+    );
     has(&machine.ok("version").await, &["Server Version: v1.34"]);
     has(&machine.ok("get --raw /readyz").await, &["ok"]);
 }

@@ -61,7 +61,11 @@ impl Table {
     }
 
     pub(super) fn field(&self, message: &str, number: u64) -> Option<&Field> {
-        self.messages.get(message)?.iter().find(|field| field.number == number)
+        self.fields(message).iter().find(|field| field.number == number)
+    }
+
+    pub(super) fn fields(&self, message: &str) -> &[Field] {
+        self.messages.get(message).map_or(&[], Vec::as_slice)
     }
 
     fn parse(text: &'static str) -> Self {
