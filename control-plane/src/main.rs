@@ -7,7 +7,7 @@ use control_plane::Options;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    observe::init_logging(&options.log);
+    observe::logging("control-plane", &options.log);
     // More than one dependency could race for the default provider.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider is installed already");

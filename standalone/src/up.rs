@@ -87,6 +87,7 @@ struct Machine {
     server: apiserver::Server,
     tasks: Tasks,
     pods: pods::Handle,
+    activator: activator::Handle,
     gateway: Gateway,
     namespaces: bool,
 }
@@ -206,7 +207,7 @@ impl Machine {
             },
         )
         .await?;
-        activator::run(
+        let activator = activator::run(
             ctx.clone(),
             activator::Options {
                 listen_http: addresses.activator_http,
@@ -238,7 +239,7 @@ impl Machine {
         let bootstrap = ingress::Bootstrap::new(options.xds, ingress::Admin::Unix(gateway::Options::admin(&folder)));
         let gateway = Gateway::start(&gateway::Options { envoy, bootstrap: bootstrap.render(), folder }, &tasks)?;
         gateway.ready().await?;
-        Ok(Self { data, api, server, tasks, pods, gateway, namespaces })
+        Ok(Self { data, api, server, tasks, pods, activator, gateway, namespaces })
     }
 
     fn greet(&self, options: &Options, took: Duration) {
@@ -260,6 +261,7 @@ impl Machine {
     /// Make-before-break in reverse: no new requests, then no programs, then no control, then no traces.
     async fn stop(self) {
         self.gateway.stop().await;
+        self.activator.drain().await;
         self.pods.drain(POD_GRACE).await;
         self.pods.stop().await;
         self.tasks.shutdown().await;
@@ -281,7 +283,12 @@ fn agent_options(options: &Options, data: &Path, namespaces: bool) -> Result<pod
     for name in ["queue-proxy", "hello"] {
         let path = beside(name);
         if path.is_file() {
-            agent.binaries.insert(name.to_owned(), pods::Binary::new(path));
+            let mut binary = pods::Binary::new(path);
+            if name == "queue-proxy" {
+                // Here routing lets go of a pod before it is stopped: no need for upstream's 30 s of silence.
+                binary.args = vec!["QUEUE_DRAIN_IDLE_PERIOD=500ms".to_owned()];
+            }
+            agent.binaries.insert(name.to_owned(), binary);
         }
     }
     anyhow::ensure!(

@@ -77,7 +77,7 @@ pub fn selects(machine: &Machine) {
         "service.serving.knative.dev/hello"
     );
     let unknown = machine.kubectl_fails(&["get", "ksvc", "--field-selector", "spec.nothing=1"]);
-    assert!(unknown.contains("field label not supported"), "{unknown}");
+    assert!(unknown.contains("\"spec.nothing\" is not a known field selector"), "{unknown}");
     let url = machine.kubectl(&["get", "ksvc", "hello", "-o", "jsonpath={.status.url}"]);
     assert_eq!(url, "http://hello.default.example.com");
     let yaml = machine.kubectl(&["get", "ksvc", "hello", "-o", "yaml"]);
