@@ -159,6 +159,7 @@ impl Runner {
     }
 
     fn announce(&self, running: &Running) {
+        self.shared.trace(&self.pod, "process", &self.container.name);
         self.shared.update(self.slot, |container| {
             container.state = State::Running { at: running.started_at };
             container.id = Some(running.id.clone());
@@ -174,9 +175,13 @@ impl Runner {
         let target = running.target.clone();
         let (container, slot) = (self.container.clone(), self.slot);
         let (agent, pod, shared) = (self.agent.clone(), self.pod.clone(), self.shared.clone());
+        let name = container.name.clone();
         let tell = move |event| match event {
             probe::Event::Started => shared.update(slot, |container| container.started = true),
-            probe::Event::Ready(ready) => shared.update(slot, |container| container.ready = ready),
+            probe::Event::Ready(ready) => {
+                shared.trace(&pod, if ready { "ready" } else { "not ready" }, &name);
+                shared.update(slot, |container| container.ready = ready);
+            }
             probe::Event::Unhealthy(kind, message) => {
                 let kind = format!("{kind:?}");
                 agent.recorder.warning(pod.as_ref(), "Unhealthy", &format!("{kind} probe failed: {message}"));
@@ -227,8 +232,12 @@ impl Runner {
 
     async fn ended(&self, running: Running, status: ExitStatus) -> Terminated {
         process::forget(&self.agent.processes_dir(), running.pid);
-        // What the program started and left behind must not outlive it, nor hold its ports when it starts again.
-        process::kill_session(running.pid);
+        // What the program started and left behind must not outlive it, nor hold its ports when it starts again. At the
+        // end of a pod with a network of its own, everybody in it is killed anyway.
+        if self.stop.borrow().is_none() || self.cell.netns.is_none() {
+            let leader = running.pid;
+            let _ = tokio::task::spawn_blocking(move || process::kill_session(leader)).await;
+        }
         let output = futures::future::join_all(running.output);
         let _ = tokio::time::timeout(OUTPUT_AFTER_EXIT, output).await;
         running.journal.end();

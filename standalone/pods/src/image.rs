@@ -1,6 +1,7 @@
 //! What an image name means to the process back end: a program of this machine, or a reason why it cannot be had.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Container;
 
@@ -56,6 +57,12 @@ pub(crate) fn command_line(
     };
     let program = vec![binary.path.display().to_string()];
     Ok([program, binary.args.clone(), args].concat())
+}
+
+/// The program that the container's image stands for, if it is an alias.
+pub(crate) fn binary<'a>(container: &Container, binaries: &'a BTreeMap<String, Binary>) -> Option<&'a PathBuf> {
+    let alias = local_name(container.image.as_deref().unwrap_or_default())?;
+    binaries.get(alias).map(|binary| &binary.path)
 }
 
 fn no_puller(container: &Container, image: &str) -> ImageError {

@@ -126,7 +126,9 @@ async fn live(
     let Some(cell) = until(&mut stop, settle_in(agent, pod, held)).await else { return };
     shared.set_ip(cell.ip);
     let moved_port = held.port.zip(wanted_port(pod)).map(|(to, from)| (from, to));
+    shared.trace(pod, "network", "");
     let Some(renew) = until(&mut stop, make_volumes(agent, pod, &cell)).await else { return };
+    shared.trace(pod, "volumes", "");
 
     let runner = |container: &Container, slot| Runner {
         agent: agent.clone(),
@@ -324,8 +326,8 @@ fn wanted_stop(update: &Update, draining: Option<Stop>) -> Option<Stop> {
     }
     let deleted = meta.deletion_timestamp.as_ref().map(|at| {
         let grace = meta.deletion_grace_period_seconds.unwrap_or(DEFAULT_GRACE).max(0).cast_unsigned();
-        // The time says when the grace ends; the clock that wrote it may differ from ours.
-        let left = at.0.duration_since(Timestamp::now());
+        // The time says when the grace ends, in whole seconds; the clock that wrote it may differ from ours.
+        let left = at.0.duration_since(Timestamp::now()) + jiff::SignedDuration::from_secs(1);
         let left = Duration::try_from(left).unwrap_or_default().min(Duration::from_secs(grace));
         Stop { deadline: now + left, brief: false, force: false }
     });
@@ -379,7 +381,7 @@ mod tests {
         let deleted = update(json!({"deletionTimestamp": at.to_string(), "deletionGracePeriodSeconds": 300}), false);
         let stop = wanted_stop(&deleted, None).unwrap();
         let left = stop.deadline - Instant::now();
-        assert!(!stop.force && left <= Duration::from_secs(100) && left > Duration::from_secs(90), "{left:?}");
+        assert!(!stop.force && left <= Duration::from_secs(101) && left > Duration::from_secs(90), "{left:?}");
         let draining = Stop { deadline: Instant::now() + Duration::from_secs(1), brief: true, force: false };
         assert_eq!(wanted_stop(&deleted, Some(draining)), Some(draining));
         assert!(wanted_stop(&update(json!({}), true), None).unwrap().force);

@@ -297,11 +297,13 @@ async fn a_killed_agents_processes_are_gone_after_the_next_start() {
         return;
     }
     let data = tempfile::tempdir().unwrap();
+    let _clean = Clean(options(data.path(), 17, NetworkMode::Auto));
     let mut agent = tokio::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "agent_to_kill", "--ignored"])
         .env("POSTRIDER_TEST_DATA", data.path())
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
         .spawn()
         .unwrap();
     let started = Instant::now();
@@ -313,22 +315,36 @@ async fn a_killed_agents_processes_are_gone_after_the_next_start() {
         .unwrap()
         .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap().parse().unwrap())
         .collect();
-    assert!(inhabitants(&netns) >= 3);
+    let inhabitants = inhabitants(&netns);
+    assert!(inhabitants.len() >= 3);
     agent.kill().await.unwrap();
     agent.wait().await.unwrap();
     let world = World::with(Api::default(), options(data.path(), 17, NetworkMode::Auto)).await;
-    assert_eq!(inhabitants(&netns), 0);
+    // By number and start time: numbers of processes and namespaces are given again.
+    let alive: Vec<_> = inhabitants.iter().filter(|(pid, started)| start_of(pid).as_ref() == Some(started)).collect();
+    assert!(alive.is_empty(), "{alive:?}");
     world.end().await;
 }
 
-/// How many processes there are in these network namespaces.
-fn inhabitants(netns: &[u64]) -> usize {
+/// Number and start time of the processes in these network namespaces.
+fn inhabitants(netns: &[u64]) -> Vec<(String, String)> {
     use std::os::unix::fs::MetadataExt;
     let inside = |entry: &std::fs::DirEntry| {
         let meta = std::fs::metadata(entry.path().join("ns/net"));
         meta.is_ok_and(|meta| netns.contains(&meta.ino()))
     };
-    std::fs::read_dir("/proc").unwrap().flatten().filter(inside).count()
+    let entries = std::fs::read_dir("/proc").unwrap().flatten().filter(inside);
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|pid| Some((pid.clone(), start_of(&pid)?)))
+        .collect()
+}
+
+/// When a process started, if it is alive.
+fn start_of(pid: &str) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    (fields[0] != "Z").then(|| fields[19].to_owned())
 }
 
 /// Prints what many starts at once cost: `cargo test -p pods --test agent many -- --ignored --nocapture`.

@@ -155,6 +155,10 @@ impl Runner {
             target: PathBuf::from(message_path.unwrap_or("/dev/termination-log")),
             read_only: false,
         });
+        let program = image::binary(&self.container, &agent.options.binaries);
+        if let Some(program) = program.filter(|program| agent.host_mounts.hides(program)) {
+            mounts.push(Mount { source: program.clone(), sub_path: None, target: program.clone(), read_only: true });
+        }
         let context = self.container.security_context.as_ref();
         Ok(Some(Root {
             scratch: agent.scratch_dir(),

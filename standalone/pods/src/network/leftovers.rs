@@ -44,7 +44,8 @@ pub(crate) async fn kill_namespace(netns: u64) -> usize {
     }
     let mut killed = 0;
     for _ in 0..100 {
-        let found = processes_in(netns);
+        // Looking at every process takes milliseconds: not on a thread that others wait for.
+        let found = tokio::task::spawn_blocking(move || processes_in(netns)).await.unwrap_or_default();
         if found.is_empty() {
             break;
         }

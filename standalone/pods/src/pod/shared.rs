@@ -1,8 +1,9 @@
 //! What the containers of a pod tell its status writer.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     state: Mutex<Inner>,
     /// Counts changes.
     version: watch::Sender<u64>,
+    /// When the pod was first seen: what the steps of a start are measured from.
+    seen: Instant,
 }
 
 #[derive(Debug)]
@@ -45,7 +48,13 @@ impl Shared {
             (0..pod.init.len()).take(1).map(Slot::Init).collect()
         };
         let (version, _) = watch::channel(0);
-        Self { state: Mutex::new(Inner { pod, unsettled, notes: Vec::new() }), version }
+        Self { state: Mutex::new(Inner { pod, unsettled, notes: Vec::new() }), version, seen: Instant::now() }
+    }
+
+    /// Leaves a trace of how long after the pod was seen something happened.
+    pub(crate) fn trace(&self, pod: &Pod, what: &str, container: &str) {
+        let micros = u64::try_from(self.seen.elapsed().as_micros()).unwrap_or(u64::MAX);
+        tracing::debug!(target: "pods::start", pod = pod.metadata.name, container, micros, "{what}");
     }
 
     /// Changes one container; says so if it is different afterwards.

@@ -36,6 +36,7 @@ pub(super) async fn keep_status(
         if written.as_ref() != Some(&status) {
             match patch(agent, &pod, &status).await {
                 Ok(()) => {
+                    shared.trace(&pod, if is_ready(&status) { "ready written" } else { "status written" }, "");
                     written = Some(status);
                     wait = RETRY.0;
                 }

@@ -63,6 +63,11 @@ impl HostMounts {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, hidden))
     }
 
+    /// Whether containers do not see this file of the host.
+    pub(crate) fn hides(&self, file: &Path) -> bool {
+        file.starts_with(&self.hidden) || special(file)
+    }
+
     fn parse(mountinfo: &str, hidden: &Path) -> Self {
         let mut points: Vec<PathBuf> = mountinfo
             .lines()

@@ -94,6 +94,9 @@ async fn serve_and_end(mode: NetworkMode, third: u8) {
     if !queue_proxy.is_file() {
         return;
     }
+    if std::env::var_os("TRACE").is_some() {
+        let _ = tracing_subscriber::fmt().with_env_filter("pods::start=debug").try_init();
+    }
     let data = tempfile::tempdir().unwrap();
     let mut options = options(data.path(), third, mode);
     options.binaries.insert("queue-proxy".to_owned(), Binary::new(queue_proxy));
@@ -108,7 +111,7 @@ async fn serve_and_end(mode: NetworkMode, third: u8) {
     let mut events = follow(&ctx);
     let pods = Api::<Pod>::namespaced(ctx.client.clone(), "default");
 
-    for round in 0..3 {
+    for round in 0..5 {
         let name = format!("serving-{round}");
         let created = Instant::now();
         pods.create(&PostParams::default(), &serving_pod(&name)).await.unwrap();
