@@ -21,6 +21,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::caches::{Caches, ORPHAN, OWNER};
+use crate::error::told;
 use crate::{names, selector, write};
 
 use plan::{Plan, plan};
@@ -62,7 +63,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, workers: usize) {
     });
     queue.run(&ctx.tasks, "deployment", workers, move |key| {
         let controller = controller.clone();
-        async move { controller.sync(&key).await }
+        async move { told("deployment", &key, controller.sync(&key).await) }
     });
 }
 

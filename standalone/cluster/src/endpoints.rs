@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::backends::{self, HEADLESS, Port};
 use crate::caches::Caches;
+use crate::error::told;
 use crate::selector::Labels;
 use crate::write;
 
@@ -32,7 +33,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, workers: usize) {
     let controller = Arc::new(Controller { client: ctx.client.clone(), caches: caches.clone() });
     queue.run(&ctx.tasks, "endpoints", workers, move |key| {
         let controller = controller.clone();
-        async move { controller.sync(&key).await }
+        async move { told("endpoints", &key, controller.sync(&key).await) }
     });
 }
 

@@ -12,6 +12,7 @@ use kube::{Client, ResourceExt};
 
 use crate::backends::{self, Backend, HEADLESS, MANAGED_BY, SERVICE_NAME};
 use crate::caches::{Caches, SERVICE};
+use crate::error::told;
 use crate::write;
 
 pub(crate) use pack::{Groups, Owner, Write, pack};
@@ -30,7 +31,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, workers: usize) {
     let controller = Arc::new(Controller { client: ctx.client.clone(), caches: caches.clone() });
     queue.run(&ctx.tasks, "endpointslice", workers, move |key| {
         let controller = controller.clone();
-        async move { controller.sync(&key).await }
+        async move { told("endpointslice", &key, controller.sync(&key).await) }
     });
 }
 

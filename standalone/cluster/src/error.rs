@@ -1,5 +1,6 @@
-//! Why the controllers could not start.
+//! Why the controllers could not start, and how they tell what they could not do.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 
 #[derive(Debug, thiserror::Error)]
@@ -10,4 +11,18 @@ pub enum Error {
          start without cluster DNS"
     )]
     Dns { address: SocketAddr, source: std::io::Error },
+}
+
+/// Logs what ended the handling of a key early and is not part of the normal course.
+pub(crate) fn told(
+    controller: &'static str,
+    key: &impl Display,
+    result: Result<(), controller::Error>,
+) -> Result<(), controller::Error> {
+    match &result {
+        Ok(()) | Err(controller::Error::Skip | controller::Error::RequeueAfter(_)) => {}
+        Err(error @ controller::Error::Conflict(_)) => tracing::debug!(controller, %key, %error, "tried again"),
+        Err(error) => tracing::warn!(controller, %key, %error, "not done; tried again"),
+    }
+    result
 }

@@ -8,6 +8,7 @@ mod act;
 mod graph;
 mod resources;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use controller::{Cache, Change, Context, Queue, cache};
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::caches::Caches;
+use crate::error::told;
 use graph::Graph;
 pub(crate) use resources::{Resource, Resources};
 
@@ -31,6 +33,8 @@ pub(crate) struct Gc {
     on_gone: Mutex<Vec<GoneHandler>>,
     /// Objects with owners of kinds that discovery does not know yet.
     unresolved: Mutex<Vec<String>>,
+    /// Objects with owners that had to be asked for: the owner's watch may start too late to see it go.
+    unobserved: Mutex<BTreeSet<String>>,
 }
 
 type GoneHandler = Box<dyn Fn(&str) + Send>;
@@ -44,6 +48,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, workers: usize) -> Arc<Gc> {
         rediscover: Notify::new(),
         on_gone: Mutex::default(),
         unresolved: Mutex::default(),
+        unobserved: Mutex::default(),
     });
     follow(&gc, &caches.deployments);
     follow(&gc, &caches.replica_sets);
@@ -57,7 +62,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, workers: usize) -> Arc<Gc> {
     let collector = gc.clone();
     gc.queue.run(&ctx.tasks, "gc", workers, move |uid| {
         let gc = collector.clone();
-        async move { gc.attempt(&uid).await }
+        async move { told("gc", &uid, gc.attempt(&uid).await) }
     });
     gc
 }
@@ -94,8 +99,16 @@ impl Gc {
         }
     }
 
+    /// A watch has its complete list: owners that were only asked for are either in the graph now or asked for again.
+    fn listed(&self) {
+        for uid in std::mem::take(&mut *self.unobserved.lock()) {
+            self.queue.add(uid);
+        }
+    }
+
     fn gone(&self, uid: &str) {
         let Some((namespace, concerned)) = self.graph.lock().remove(uid) else { return };
+        self.unobserved.lock().remove(uid);
         for uid in concerned {
             self.queue.add(uid);
         }

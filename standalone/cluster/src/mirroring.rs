@@ -13,6 +13,7 @@ use kube::{Client, ResourceExt};
 use crate::backends::{self, MANAGED_BY, Port, SERVICE_NAME};
 use crate::caches::Caches;
 use crate::endpointslice::{Groups, Owner, Write, feed_back, pack, slices_of, write_all};
+use crate::error::told;
 
 const CONTROLLER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
@@ -39,7 +40,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, workers: usize) {
     let controller = Arc::new(Controller { client: ctx.client.clone(), caches: caches.clone() });
     queue.run(&ctx.tasks, "mirroring", workers, move |key| {
         let controller = controller.clone();
-        async move { controller.sync(&key).await }
+        async move { told("mirroring", &key, controller.sync(&key).await) }
     });
 }
 

@@ -11,6 +11,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Client, ResourceExt};
 
 use crate::caches::Caches;
+use crate::error::told;
 use crate::gc::{Gc, Resource};
 use crate::{names, write};
 
@@ -52,7 +53,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, gc: &Arc<Gc>) {
     let controller = Arc::new(Controller { client: ctx.client.clone(), caches: caches.clone(), gc: gc.clone() });
     queue.run(&ctx.tasks, "namespace", 2, move |key| {
         let controller = controller.clone();
-        async move { controller.sync(&key.name).await }
+        async move { told("namespace", &key, controller.sync(&key.name).await) }
     });
 }
 

@@ -20,6 +20,7 @@ use kube::{Client, ResourceExt};
 
 use crate::caches::{Caches, ORPHAN, OWNER};
 use crate::deployment::adoption;
+use crate::error::told;
 use crate::scheduler::Scheduler;
 use crate::{names, selector, write};
 use pending::Pending;
@@ -58,7 +59,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, scheduler: &Arc<Scheduler>, 
     caches.pods.on_event(move |change| pods.on_pod(change));
     queue.run(&ctx.tasks, "replicaset", workers, move |key| {
         let controller = controller.clone();
-        async move { controller.sync(&key).await }
+        async move { told("replicaset", &key, controller.sync(&key).await) }
     });
 }
 

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::caches::Caches;
+use crate::error::told;
 use crate::names;
 use ledger::{Ledger, Requests};
 
@@ -53,7 +54,7 @@ pub(crate) fn start(ctx: &Context, caches: &Caches, workers: usize) -> Arc<Sched
     let worker = scheduler.clone();
     queue.run(&ctx.tasks, "scheduler", workers, move |key| {
         let scheduler = worker.clone();
-        async move { scheduler.schedule(&key).await }
+        async move { told("scheduler", &key, scheduler.schedule(&key).await) }
     });
     scheduler
 }

@@ -8,6 +8,7 @@
 mod balance;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -108,7 +109,7 @@ impl Vips {
             }
             stays
         });
-        let mut taken = false;
+        let mut again = false;
         for port in wanted {
             if current.contains_key(&port) || self.reserved.contains(&port.address) {
                 continue;
@@ -117,20 +118,20 @@ impl Vips {
                 Ok(token) => {
                     current.insert(port, token);
                 }
-                Err(error) => taken |= self.report(key, port.address, &error),
+                Err(error) => again |= self.report(key, port.address, &error),
             }
         }
         if current.is_empty() {
             listeners.remove(key);
         }
-        // Most likely the last owner of the address is about to let go of it.
-        if taken { Err(Error::Conflict(format!("an address of Service {key} is in use"))) } else { Ok(()) }
+        // Most likely its last owner is about to let go of the address, or descriptors are short for now.
+        if again { Err(Error::Conflict(format!("an address of Service {key} is not served"))) } else { Ok(()) }
     }
 
     /// Whether trying again can help.
     fn report(&self, key: &ObjectKey, address: SocketAddr, error: &std::io::Error) -> bool {
-        if error.kind() == std::io::ErrorKind::AddrInUse {
-            tracing::warn!(service = %key, %address, "the address of a service is in use; it is tried again");
+        if !matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::PermissionDenied) {
+            tracing::warn!(service = %key, %address, %error, "a service address is not served yet; it is tried again");
             return true;
         }
         let mut problem = self.problem.lock();

@@ -19,12 +19,25 @@ const MAX_CONNECTIONS: usize = 128;
 const TCP_LIMIT: usize = 65535;
 
 pub(super) async fn start(ctx: &Context, address: SocketAddr, names: Arc<Names>) -> std::io::Result<SocketAddr> {
-    let udp = Arc::new(UdpSocket::bind(address).await?);
-    let address = udp.local_addr()?;
-    let tcp = TcpListener::bind(address).await?;
+    let (udp, tcp) = bind(address).await?;
+    let (address, udp) = (udp.local_addr()?, Arc::new(udp));
     ctx.tasks.spawn("dns-udp", serve_udp(ctx.clone(), udp, names.clone()));
     ctx.tasks.spawn("dns-tcp", serve_tcp(ctx.clone(), tcp, names));
     Ok(address)
+}
+
+/// Both on one port. A free one that the system chose for UDP may be taken for TCP: then another is chosen.
+async fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> {
+    let mut attempts = if address.port() == 0 { 16 } else { 1 };
+    loop {
+        let udp = UdpSocket::bind(address).await?;
+        attempts -= 1;
+        match TcpListener::bind(udp.local_addr()?).await {
+            Ok(tcp) => return Ok((udp, tcp)),
+            Err(error) if attempts == 0 => return Err(error),
+            Err(_) => {}
+        }
+    }
 }
 
 async fn serve_udp(ctx: Context, socket: Arc<UdpSocket>, names: Arc<Names>) {

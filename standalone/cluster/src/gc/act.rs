@@ -28,6 +28,8 @@ impl Gc {
             match decision {
                 Decision::Nothing => return Ok(()),
                 Decision::Verify(owners) => {
+                    // First: a list that completes while we ask brings us back.
+                    self.unobserved.lock().insert(uid.to_owned());
                     for owner in owners {
                         let Some(exists) = self.exists(&owner, &node.namespace).await? else {
                             self.unresolved.lock().push(uid.to_owned());

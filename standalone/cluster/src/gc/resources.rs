@@ -149,6 +149,7 @@ async fn watch(gc: &Gc, resource: &Arc<Resource>) {
                     gc.gone(uid);
                 }
                 known = listed;
+                gc.listed();
             }
             Ok(watcher::Event::Apply(object)) => {
                 gc.seen(resource, object.meta());
