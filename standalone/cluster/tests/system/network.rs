@@ -60,10 +60,16 @@ async fn ready_pods_are_endpoints_and_answer_under_the_service_address() {
         stream.write_all(&word).await.unwrap();
     });
     let vip = service.spec.unwrap().cluster_ip.unwrap();
-    let mut client = TcpStream::connect((vip.as_str(), 8080)).await.unwrap();
-    client.write_all(b"echo").await.unwrap();
-    let mut word = [0; 4];
-    client.read_exact(&mut word).await.unwrap();
+    // Refused until the listener has seen what we saw.
+    let echoed = async {
+        loop {
+            if let Ok(word) = echo(&vip).await {
+                break word;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let word = tokio::time::timeout(std::time::Duration::from_secs(20), echoed).await.unwrap();
     assert_eq!(&word, b"echo");
     serve.await.unwrap();
     assert_eq!(world.handle.service_address_problem(), None);
@@ -77,6 +83,14 @@ async fn ready_pods_are_endpoints_and_answer_under_the_service_address() {
     world.until("web", |endpoints: Option<&Endpoints>| endpoints.is_none()).await;
     world.until(&found.name_any(), |slice: Option<&EndpointSlice>| slice.is_none()).await;
     world.stop().await;
+}
+
+async fn echo(vip: &str) -> std::io::Result<[u8; 4]> {
+    let mut client = TcpStream::connect((vip, 8080)).await?;
+    client.write_all(b"echo").await?;
+    let mut word = [0; 4];
+    client.read_exact(&mut word).await?;
+    Ok(word)
 }
 
 /// The last four bytes of a one-record answer.
