@@ -3,8 +3,6 @@
 mod attempt;
 mod stop;
 
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +19,7 @@ use crate::network::Cell;
 use crate::pod::{Shared, Slot};
 use crate::probe;
 use crate::process;
+use crate::sandbox::Exit;
 use crate::status::{State, Terminated};
 pub(crate) use attempt::wanted_port;
 use attempt::{Failure, Running};
@@ -188,14 +187,14 @@ impl Runner {
             }
         };
         enum Next {
-            Ended(ExitStatus),
+            Ended(Exit),
             Unhealthy(probe::Kind),
             Stop,
         }
         let next = {
             let probes = probe::run(&container, &target, tell);
             tokio::select! {
-                status = running.child.wait() => Next::Ended(status.unwrap_or_default()),
+                status = running.child.wait() => Next::Ended(status),
                 kind = probes => Next::Unhealthy(kind),
                 _ = self.stop.wait_for(Option::is_some) => Next::Stop,
             }
@@ -230,18 +229,18 @@ impl Runner {
         Duration::from_secs(own.or(pods).unwrap_or(30).max(0).cast_unsigned())
     }
 
-    async fn ended(&self, running: Running, status: ExitStatus) -> Terminated {
-        process::forget(&self.agent.processes_dir(), running.pid);
+    async fn ended(&self, running: Running, exit: Exit) -> Terminated {
+        process::forget(&self.agent.processes_dir(), running.child.pid);
         // What the program started and left behind must not outlive it, nor hold its ports when it starts again. At the
         // end of a pod with a network of its own, everybody in it is killed anyway.
         if self.stop.borrow().is_none() || self.cell.netns.is_none() {
-            let leader = running.pid;
+            let leader = running.child.pid;
             let _ = tokio::task::spawn_blocking(move || process::kill_session(leader)).await;
         }
         let output = futures::future::join_all(running.output);
         let _ = tokio::time::timeout(OUTPUT_AFTER_EXIT, output).await;
         running.journal.end();
-        let exit_code = exit_code(status);
+        let exit_code = exit.code();
         let end = Terminated {
             exit_code,
             signal: None,
@@ -319,9 +318,4 @@ impl Runner {
     fn warn(&self, reason: &str, message: &str) {
         self.agent.recorder.warning(self.pod.as_ref(), reason, message);
     }
-}
-
-/// The code a shell would report: 128 + signal for a process that was killed.
-pub(crate) fn exit_code(status: ExitStatus) -> i32 {
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(9))
 }

@@ -6,6 +6,7 @@
 //! Per container, the thread enters a fresh mount namespace, builds the container's root there and leaves it after
 //! the exec; the container's process is what keeps that namespace.
 
+mod child;
 mod isolate;
 mod launch;
 mod rootfs;
@@ -16,6 +17,7 @@ use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
+pub(crate) use child::{Child, Exit};
 pub(crate) use launch::{Launch, StartError};
 pub(crate) use rootfs::{HostMounts, Mount, Root};
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
-use tokio::process::Child;
 use tokio::task::JoinHandle;
 
 use super::Runner;
@@ -18,13 +17,12 @@ use crate::image::{self, ImageError};
 use crate::logs::Journal;
 use crate::probe::{Exec, Target};
 use crate::process;
-use crate::sandbox::{Launch, Mount, Root, StartError};
+use crate::sandbox::{Child, Launch, Mount, Root, StartError};
 use crate::{dns, env, volumes};
 
 /// A started process with its surroundings.
 pub(crate) struct Running {
     pub(crate) child: Child,
-    pub(crate) pid: i32,
     pub(crate) id: String,
     pub(crate) started_at: Timestamp,
     pub(crate) target: Target,
@@ -114,7 +112,7 @@ impl Runner {
             }
         })?;
         let started_at = Timestamp::now();
-        process::record(&agent.processes_dir(), launched.pid);
+        process::record(&agent.processes_dir(), launched.child.pid);
         let uid_text = self.pod.uid().unwrap_or_default();
         let run = self.shared.restarts(self.slot);
         let journal = agent.journals.begin(&agent.logs_dir(&self.pod), &uid_text, &self.container.name, run);
@@ -131,7 +129,7 @@ impl Runner {
         let target = Target { ip: self.cell.ip, moved_port: self.moved_port, exec: Some(exec) };
         let short: String = uid_text.chars().filter(|c| *c != '-').collect();
         let id = format!("process://{short}-{}-{run}", self.container.name);
-        Ok(Running { child: launched.child, pid: launched.pid, id, started_at, target, journal, output, message_file })
+        Ok(Running { child: launched.child, id, started_at, target, journal, output, message_file })
     }
 
     /// The container's file system, if this process may make one.

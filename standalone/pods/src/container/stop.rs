@@ -1,6 +1,5 @@
 //! Ending a process kindly: hook, SIGTERM, and SIGKILL when its time is over.
 
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::LifecycleHandler;
@@ -10,14 +9,15 @@ use tokio::time::Instant;
 use super::attempt::Running;
 use super::{Runner, Stop};
 use crate::probe::{Target, exec, http_get};
+use crate::sandbox::Exit;
 
 /// However little time is left, a process gets this long between SIGTERM and SIGKILL.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 
 impl Runner {
     /// Ends the process; returns its exit status.
-    pub(super) async fn terminate(&mut self, running: &mut Running, stop: Stop) -> ExitStatus {
-        let pid = Pid::from_raw(running.pid);
+    pub(super) async fn terminate(&mut self, running: &mut Running, stop: Stop) -> Exit {
+        let pid = Pid::from_raw(running.child.pid);
         let mut stop = stop;
         if !stop.force {
             let hook = self.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone());
@@ -57,7 +57,7 @@ impl Runner {
                 }
                 let deadline = if stop.brief { stop.deadline } else { stop.deadline.max(least) };
                 tokio::select! {
-                    status = running.child.wait() => return status.unwrap_or_default(),
+                    status = running.child.wait() => return status,
                     () = tokio::time::sleep_until(deadline) => break,
                     changed = self.stop.changed() => if changed.is_err() { break },
                 }
@@ -67,7 +67,7 @@ impl Runner {
             let _ = kill_process(pid, Signal::KILL);
             let _ = kill_process_group(pid, Signal::KILL);
         }
-        running.child.wait().await.unwrap_or_default()
+        running.child.wait().await
     }
 
     async fn pre_stop(&self, hook: &LifecycleHandler, target: &Target) -> Result<(), String> {

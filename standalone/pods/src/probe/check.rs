@@ -169,20 +169,23 @@ pub(crate) async fn exec(command: Vec<String>, target: &Target) -> Result<(i32, 
     let mounts = exec.mounts;
     let launched = exec.sandbox.run(move |inside| inside.launch_in(mounts.as_deref(), &launch)).await;
     let mut launched = launched.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    let killer = KillOnDrop(launched.pid);
-    let (mut out, mut err) = (launched.child.stdout.take(), launched.child.stderr.take());
-    let mut output = Vec::new();
-    if let Some(out) = &mut out {
-        let _ = out.take(BODY_LIMIT as u64).read_to_end(&mut output).await;
-    }
-    if let Some(err) = &mut err {
-        let _ = err.take(BODY_LIMIT as u64).read_to_end(&mut output).await;
-    }
-    let status = launched.child.wait().await.map_err(|error| error.to_string())?;
+    let killer = KillOnDrop(launched.child.pid);
+    let (out, err) = (launched.child.stdout.take(), launched.child.stderr.take());
+    let (mut output, errors) = tokio::join!(read(out), read(err));
+    output.extend_from_slice(&errors);
+    let exit = launched.child.wait().await;
     std::mem::forget(killer);
     let mut text = String::from_utf8_lossy(&output).into_owned();
     text.truncate(text.floor_char_boundary(MESSAGE_LIMIT));
-    Ok((crate::container::exit_code(status), text))
+    Ok((exit.code(), text))
+}
+
+async fn read(pipe: Option<tokio::net::unix::pipe::Receiver>) -> Vec<u8> {
+    let mut output = Vec::new();
+    if let Some(pipe) = pipe {
+        let _ = pipe.take(BODY_LIMIT as u64).read_to_end(&mut output).await;
+    }
+    output
 }
 
 struct KillOnDrop(i32);

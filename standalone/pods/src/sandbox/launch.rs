@@ -1,16 +1,16 @@
 //! Starting one process: the program is looked up inside the container's root, then fork and exec.
 
-use std::ffi::OsString;
+use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tokio::process::Child;
 
+use super::child::Child;
 use super::{Inside, Root, isolate};
 
 /// Where programs are looked for if the container's environment has no PATH.
@@ -36,7 +36,6 @@ pub(crate) struct Launch {
 #[derive(Debug)]
 pub(crate) struct Launched {
     pub(crate) child: Child,
-    pub(crate) pid: i32,
     /// The container's mount namespace, to run probes and hooks in.
     pub(crate) mounts: Option<OwnedFd>,
 }
@@ -70,7 +69,7 @@ impl Inside {
     /// Starts a process in the root of a running container.
     pub(crate) fn launch_in(&mut self, mounts: Option<&OwnedFd>, launch: &Launch) -> Result<Launched, StartError> {
         let Some(mounts) = mounts else { return self.spawn(launch, None) };
-        move_into_link_name_space(std::os::fd::AsFd::as_fd(mounts), Some(LinkNameSpaceType::Mount))
+        move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
             .map_err(|error| StartError::Root(error.to_string()))?;
         let started = self.spawn(launch, None);
         self.return_to_host();
@@ -83,7 +82,7 @@ impl Inside {
 
     fn return_to_host(&self) {
         let Some(host) = &self.host_mounts else { return };
-        let moved = move_into_link_name_space(std::os::fd::AsFd::as_fd(host), Some(LinkNameSpaceType::Mount));
+        let moved = move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount));
         if let Err(error) = moved {
             tracing::error!(%error, "a pod's thread cannot return to the host's file system");
         }
@@ -101,29 +100,30 @@ impl Inside {
         };
         let path = launch.env.iter().rev().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
         let program = find_program(name, path, working_dir)?;
-        let mut command = Command::new(program);
-        command
-            .arg0(OsString::from(name))
-            .args(&launch.argv[1..])
-            .env_clear()
-            .envs(launch.env.iter().map(|(name, value)| (name, value)))
-            .current_dir(working_dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        if let Some(gid) = launch.gid {
-            command.gid(gid);
-        }
-        if let Some(uid) = launch.uid {
-            command.uid(uid);
-        }
-        isolate::tie_to_this_thread(&mut command, launch.no_new_privileges);
+        let child = self.start(launch, program, working_dir);
+        let child = child.map_err(|error| StartError::Program(format!("exec: {name:?}: {error}")))?;
+        Ok(Launched { child, mounts })
+    }
+
+    fn start(&self, launch: &Launch, program: PathBuf, working_dir: &Path) -> io::Result<Child> {
+        let null = std::fs::File::open("/dev/null")?;
+        let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+        let argv = launch.argv.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+        let env = launch.env.iter().map(|(name, value)| CString::new(format!("{name}={value}")));
+        let env = env.collect::<Result<Vec<_>, _>>()?;
         let _runtime = self.runtime.enter();
-        let child = tokio::process::Command::from(command)
-            .spawn()
-            .map_err(|error| StartError::Program(format!("exec: {name:?}: {error}")))?;
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
-        Ok(Launched { child, pid, mounts })
+        let pid = isolate::start(&isolate::Prepared {
+            program: &CString::new(program.into_os_string().into_vec())?,
+            argv: &argv,
+            env: &env,
+            working_dir: &CString::new(working_dir.as_os_str().as_encoded_bytes())?,
+            stdio: [null.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()],
+            uid: launch.uid,
+            gid: launch.gid,
+            no_new_privileges: launch.no_new_privileges,
+        })?;
+        Child::new(pid, stdout, stderr)
     }
 }
 
