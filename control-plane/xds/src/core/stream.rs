@@ -458,6 +458,8 @@ impl Stream {
         for item in rest {
             match item.offer {
                 Some(_) => sub.mark_at(&item.name, item.first, item.last),
+                // It may have come back in the meantime.
+                None if cache.get(kind, &item.name).is_some() => sub.mark_at(&item.name, item.first, item.last),
                 None => {
                     sub.gone.insert(item.name, item.first);
                 }

@@ -178,9 +178,7 @@ fn the_clusters_of_a_refused_hosts_last_good_version_stay() {
     while clients[1].exchange(&mut publisher.core) {}
     publisher.host(0, 0, &[1], true);
     for client in &mut clients {
-        while client.exchange(&mut publisher.core) {
-            println!("{:#?}", publisher.core.describe());
-        }
+        while client.exchange(&mut publisher.core) {}
     }
     assert!(clients[1].clusters.contains_key("c0"));
     publisher.host(0, 0, &[1], false);
