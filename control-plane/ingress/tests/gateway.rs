@@ -1,6 +1,8 @@
-//! The control plane with a real Envoy and real backends, without a Kubernetes API: objects are put into the world as
-//! the event handlers do.
+//! The control plane with a real Envoy and real backends. Here without a Kubernetes API: objects are put into the world
+//! as the event handlers do. In `role.rs` with the embedded API.
 
+#[path = "gateway/role.rs"]
+mod role;
 #[path = "gateway/support.rs"]
 mod support;
 

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     convert::Infallible,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Arc,
@@ -105,18 +105,8 @@ impl Rig {
         options.settings.access_log = false;
         let objects = Store::default();
         let control = Control::start(&objects, &options).await;
-        let files = tempfile::tempdir().unwrap();
-        let config = files.path().join("envoy.json");
         let bootstrap = Bootstrap { state_of_the_world, concurrency: 1, ..Bootstrap::new(xds, Admin::Tcp(admin)) };
-        std::fs::write(&config, bootstrap.render()).unwrap();
-        let envoy = tokio::process::Command::new(program)
-            .args(bootstrap.arguments(&config))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(files.path().join("envoy.log")).unwrap())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let (envoy, files) = spawn(&program, &bootstrap);
         let control = Mutex::new(control);
         let rig = Rig { external, internal, admin, objects, options, control, _envoy: envoy, _files: files };
         rig.settle().await;
@@ -396,8 +386,24 @@ impl Answer {
     }
 }
 
+/// Starts a gateway. It ends when the process handle is dropped.
+pub(crate) fn spawn(program: &Path, bootstrap: &Bootstrap) -> (Child, tempfile::TempDir) {
+    let files = tempfile::tempdir().unwrap();
+    let config = files.path().join("envoy.json");
+    std::fs::write(&config, bootstrap.render()).unwrap();
+    let envoy = tokio::process::Command::new(program)
+        .args(bootstrap.arguments(&config))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(files.path().join("envoy.log")).unwrap())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    (envoy, files)
+}
+
 /// One request on a connection of its own.
-async fn send(to: SocketAddr, request: &Request<'_>) -> Result<Answer, String> {
+pub(crate) async fn send(to: SocketAddr, request: &Request<'_>) -> Result<Answer, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let stream = tokio::net::TcpStream::connect(to).await.map_err(|e| text(&e))?;
     let (mut sender, connection) =
@@ -416,7 +422,7 @@ async fn send(to: SocketAddr, request: &Request<'_>) -> Result<Answer, String> {
     Ok(Answer { status, body: serde_json::from_slice(&body).unwrap_or_else(|_| plain()) })
 }
 
-async fn free_ports<const N: usize>() -> [SocketAddr; N] {
+pub(crate) async fn free_ports<const N: usize>() -> [SocketAddr; N] {
     let mut listeners = Vec::new();
     for _ in 0..N {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -424,7 +430,7 @@ async fn free_ports<const N: usize>() -> [SocketAddr; N] {
     std::array::from_fn(|i| listeners[i].local_addr().unwrap())
 }
 
-fn envoy() -> Option<PathBuf> {
+pub(crate) fn envoy() -> Option<PathBuf> {
     let named = std::env::var_os("ENVOY").map(PathBuf::from);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../.venv/bin/envoy");
     let on_path = std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join("envoy")).collect::<Vec<_>>();
