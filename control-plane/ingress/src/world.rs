@@ -5,8 +5,6 @@
 //! the whole of it runs in tests without an API.
 
 mod status;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
