@@ -280,6 +280,8 @@ fn agent_options(options: &Options, data: &Path, namespaces: bool) -> Result<pod
     agent.pod_cidr = options.pod_cidr;
     agent.service_cidr = options.service_cidr;
     agent.instance = data.display().to_string();
+    // Keys and the database are not for programs in pods.
+    agent.hidden = vec![data.to_owned()];
     for name in ["queue-proxy", "hello"] {
         let path = beside(name);
         if path.is_file() {

@@ -59,8 +59,9 @@ pub struct Handle {
 /// end of the tasks kills what still runs and removes the pod network; [`Handle::drain`] before that is kinder.
 pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
     let network = network::prepare(&options).await?;
+    let hidden = [options.hidden.clone(), vec![options.data_dir.clone()]].concat();
     let agent = Agent {
-        host_mounts: Arc::new(HostMounts::read(&options.data_dir).map_err(Error::file("/proc/self/mountinfo"))?),
+        host_mounts: Arc::new(HostMounts::read(&hidden).map_err(Error::file("/proc/self/mountinfo"))?),
         recorder: Recorder::new(&ctx, "kubelet"),
         machine: Machine::read(&options),
         journals: Journals::default(),

@@ -49,6 +49,8 @@ pub struct Options {
     pub kubernetes: (Ipv4Addr, u16),
     /// Everything of the agent on disk lives under this directory: `logs/`, `pods/`, `cells/`.
     pub data_dir: PathBuf,
+    /// Directories of the host that containers do not see, besides `data_dir`: those with keys.
+    pub hidden: Vec<PathBuf>,
     /// Aliases for `dev.local/<alias>` images.
     pub binaries: BTreeMap<String, Binary>,
     pub network: NetworkMode,
@@ -78,6 +80,7 @@ impl Options {
             service_cidr: Cidr { address: Ipv4Addr::new(10, 96, 0, 0), prefix: 16 },
             dns_ip: Ipv4Addr::new(10, 96, 0, 10),
             kubernetes: (Ipv4Addr::new(10, 96, 0, 1), 443),
+            hidden: Vec::new(),
             binaries: BTreeMap::new(),
             network: NetworkMode::Auto,
             instance: data_dir.display().to_string(),

@@ -236,6 +236,11 @@ async fn deletion_waits_for_the_hook_and_kills_at_the_end_of_grace() {
         json!({"preStop": {"exec": {"command": ["/bin/sh", "-c", "exit 0"]}}});
     world.api.create("pods", stubborn);
     world.api.wait("stubborn", ready).await;
+    // Only then does it ignore the signal.
+    let follow = LogOptions { follow: true, ..LogOptions::default() };
+    let mut lines = Box::pin(world.handle.logs("default", "stubborn", "", follow).unwrap());
+    assert_eq!(lines.try_next().await.unwrap().unwrap(), "up\n");
+    drop(lines);
     let deleted = Instant::now();
     world.api.delete("stubborn", 1);
     let last = world.api.gone("stubborn").await;
@@ -315,17 +320,21 @@ async fn a_killed_agents_processes_are_gone_after_the_next_start() {
         .unwrap()
         .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap().parse().unwrap())
         .collect();
-    let inhabitants = inhabitants(&netns);
-    assert!(inhabitants.len() >= 3);
+    let mut found = Vec::new();
+    while found.len() < 3 {
+        assert!(started.elapsed() < Duration::from_secs(20), "the pod's processes did not start: {found:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        found = inhabitants(&netns);
+    }
     agent.kill().await.unwrap();
     agent.wait().await.unwrap();
     let world = World::with(Api::default(), options(data.path(), 17, NetworkMode::Auto)).await;
     // By number and start time: numbers of processes and namespaces are given again. A killed process may take a moment
     // more to be gone after it has left its namespace.
-    let alive = || inhabitants.iter().filter(|(pid, started)| start_of(pid).as_ref() == Some(started)).count();
+    let alive = || found.iter().filter(|(pid, started)| start_of(pid).as_ref() == Some(started)).count();
     let killed = Instant::now();
     while alive() > 0 {
-        assert!(killed.elapsed() < Duration::from_secs(2), "{inhabitants:?}");
+        assert!(killed.elapsed() < Duration::from_secs(2), "{found:?}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     world.end().await;

@@ -53,29 +53,33 @@ pub(crate) struct Root {
 pub(crate) struct HostMounts {
     points: Vec<PathBuf>,
     /// Hidden from containers: the agent's state with keys and secrets.
-    hidden: PathBuf,
+    hidden: Vec<PathBuf>,
 }
 
 // === impl HostMounts ===
 
 impl HostMounts {
-    pub(crate) fn read(hidden: &Path) -> io::Result<Self> {
+    pub(crate) fn read(hidden: &[PathBuf]) -> io::Result<Self> {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, hidden))
     }
 
     /// Whether containers do not see this file of the host.
     pub(crate) fn hides(&self, file: &Path) -> bool {
-        file.starts_with(&self.hidden) || special(file)
+        self.hidden.iter().any(|hidden| file.starts_with(hidden)) || special(file)
     }
 
-    fn parse(mountinfo: &str, hidden: &Path) -> Self {
+    fn parse(mountinfo: &str, hidden: &[PathBuf]) -> Self {
+        // A directory before those below it.
+        let mut hidden = hidden.to_vec();
+        hidden.sort();
+        let is_hidden = |point: &Path| hidden.iter().any(|hidden| point.starts_with(hidden));
         let mut points: Vec<PathBuf> = mountinfo
             .lines()
             .filter_map(|line| {
                 let (left, right) = line.split_once(" - ")?;
                 let point = PathBuf::from(unescape(left.split(' ').nth(4)?));
                 let kind = right.split(' ').next()?;
-                (shown(kind) && !special(&point) && !point.starts_with(hidden)).then_some(point)
+                (shown(kind) && !special(&point) && !is_hidden(&point)).then_some(point)
             })
             .collect();
         points.sort();
@@ -85,7 +89,7 @@ impl HostMounts {
             tracing::warn!(left_out, "too many mounted file systems; containers do not see the last ones");
             points.truncate(MAX_HOST_MOUNTS);
         }
-        Self { points, hidden: hidden.to_owned() }
+        Self { points, hidden }
     }
 }
 
@@ -168,10 +172,10 @@ impl Root {
     }
 
     fn hide(&self) -> Result<(), String> {
-        if self.host.hidden.as_os_str().is_empty() || !self.host.hidden.is_dir() {
-            return Ok(());
+        for hidden in self.host.hidden.iter().filter(|hidden| hidden.is_dir()) {
+            step("hide state", mount("tmpfs", hidden, "tmpfs", MountFlags::NODEV, c"mode=0755,size=16k"))?;
         }
-        step("hide state", mount("tmpfs", &self.host.hidden, "tmpfs", MountFlags::NODEV, c"mode=0755,size=16k"))
+        Ok(())
     }
 }
 
@@ -293,7 +297,7 @@ mod tests {
             3 1 0:1 / /proc rw - proc proc rw\n4 1 0:2 / /sys/fs/cgroup rw - tmpfs t rw\n\
             5 1 8:3 / /data/my\\040disk rw - ext4 /dev/sdc rw\n6 1 8:3 / /var/lib/postrider/x rw - ext4 /dev/sdc rw\n\
             7 1 0:9 / /run/netns/a rw - nsfs nsfs rw\n";
-        let mounts = HostMounts::parse(mountinfo, Path::new("/var/lib/postrider"));
+        let mounts = HostMounts::parse(mountinfo, &["/var/lib/postrider".into()]);
         assert_eq!(mounts.points, [PathBuf::from("/data/my disk"), PathBuf::from("/home")]);
     }
 }

@@ -61,7 +61,7 @@ async fn a_pod_sees_its_own_files_and_network_and_leaves_no_trace() {
         |source: PathBuf, target: &str, read_only| Mount { source, sub_path: None, target: target.into(), read_only };
     let root = Root {
         scratch,
-        host: Arc::new(HostMounts::read(data.path()).unwrap()),
+        host: Arc::new(HostMounts::read(&[data.path().to_owned()]).unwrap()),
         files: vec![("/etc/resolv.conf".into(), "nameserver 10.96.0.10\n".to_owned())],
         mounts: vec![
             mount(volume.clone(), "/var/run/secrets/a", true),
@@ -169,7 +169,7 @@ async fn cost_of_a_start() {
     std::fs::create_dir(&scratch).unwrap();
     let root = Root {
         scratch,
-        host: Arc::new(HostMounts::read(data.path()).unwrap()),
+        host: Arc::new(HostMounts::read(&[data.path().to_owned()]).unwrap()),
         files: vec![("/etc/resolv.conf".into(), String::new())],
         mounts: Vec::new(),
         read_only: false,
