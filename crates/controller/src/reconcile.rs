@@ -162,9 +162,12 @@ impl<R: Reconcile> Shell<R> {
     }
 
     async fn reconcile(&self, original: &R::Kind) -> Result<(), Error> {
-        if let Some(finalizer) = R::FINALIZER {
-            self.add_finalizer(original, finalizer).await?;
-        }
+        let finalized = match R::FINALIZER {
+            Some(finalizer) => self.add_finalizer(original, finalizer).await?,
+            None => None,
+        };
+        // What the API answered is newer than the cache: writing the status over it is no conflict.
+        let original = finalized.as_ref().unwrap_or(original);
         let mut object = original.clone();
         if !R::WRITES_STATUS {
             return self.reconciler.reconcile(&mut object).await;
@@ -215,9 +218,10 @@ impl<R: Reconcile> Shell<R> {
         Ok(())
     }
 
-    async fn add_finalizer(&self, object: &R::Kind, finalizer: &str) -> Result<(), Error> {
+    /// The object with the finalizer, if it had to be added.
+    async fn add_finalizer(&self, object: &R::Kind, finalizer: &str) -> Result<Option<R::Kind>, Error> {
         if object.finalizers().iter().any(|f| f == finalizer) {
-            return Ok(());
+            return Ok(None);
         }
         let mut finalizers = object.finalizers().to_vec();
         finalizers.push(finalizer.to_owned());
@@ -232,18 +236,18 @@ impl<R: Reconcile> Shell<R> {
         self.reconciler.finalize(object).await?;
         let mut finalizers: Vec<_> = object.finalizers().iter().filter(|f| *f != finalizer).cloned().collect();
         finalizers.sort();
-        self.write_finalizers(object, &finalizers).await
+        self.write_finalizers(object, &finalizers).await.map(drop)
     }
 
-    async fn write_finalizers(&self, object: &R::Kind, finalizers: &[String]) -> Result<(), Error> {
+    async fn write_finalizers(&self, object: &R::Kind, finalizers: &[String]) -> Result<Option<R::Kind>, Error> {
         let name = object.name_any();
         let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": object.resource_version()}});
         match self.api(object).patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-            Ok(_) => {
+            Ok(written) => {
                 self.recorder.normal(object, "FinalizerUpdate", &format!("Updated {name:?} finalizers"));
-                Ok(())
+                Ok(Some(written))
             }
-            Err(error) if error::is_not_found(&error) => Ok(()),
+            Err(error) if error::is_not_found(&error) => Ok(None),
             Err(error) => {
                 if !error::is_conflict(&error) {
                     let message = format!("Failed to update finalizers for {name:?}: {error}");
