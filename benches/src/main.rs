@@ -11,6 +11,7 @@ mod create;
 mod figures;
 mod footprint;
 mod machine;
+mod queue_proxy;
 mod timeline;
 
 #[derive(Debug, Parser)]
@@ -28,6 +29,8 @@ enum Scenario {
     Create(create::Options),
     /// Start to ready, and memory with sleeping services.
     Footprint(footprint::Options),
+    /// The sidecar beside nginx, haproxy and other sidecars under the same load.
+    QueueProxy(queue_proxy::Options),
 }
 
 fn main() -> Result<()> {
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
             Scenario::ColdStart(options) => cold_start::run(options).await,
             Scenario::Create(options) => create::run(options).await,
             Scenario::Footprint(options) => footprint::run(options).await,
+            Scenario::QueueProxy(options) => queue_proxy::run(options).await,
         }
     })
 }

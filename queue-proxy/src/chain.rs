@@ -45,6 +45,22 @@ pub(crate) struct Ticket {
     _in_flight: Option<InFlightGuard>,
 }
 
+// === impl Ticket ===
+
+impl Ticket {
+    pub(crate) fn new(in_flight: InFlightGuard) -> Self {
+        Self { _in_flight: Some(in_flight), ..Self::default() }
+    }
+
+    pub(crate) fn count(&mut self, stats: &Arc<Stats>, now: Instant, proxied: bool) {
+        self._stats = Some(stats.enter(now, proxied));
+    }
+
+    pub(crate) fn admit(&mut self, slot: Slot) {
+        self._slot = Some(slot);
+    }
+}
+
 // === impl Chain ===
 
 impl Chain {
@@ -85,16 +101,16 @@ impl Chain {
         // Before this hop is added: upstream names the hops before the sidecar.
         forwarded::add(request.headers_mut());
         let mut outbound = Outbound::new(request, peer)?;
-        let mut ticket = Ticket { _in_flight: Some(in_flight), ..Ticket::default() };
+        let mut ticket = Ticket::new(in_flight);
         let map = outbound.headers_mut();
         map.remove(&headers::REVISION);
         map.remove(&headers::NAMESPACE);
         if !headers::is_kubelet_probe(map) {
             let proxied = map.get(&headers::PROXY_REQUEST).is_some_and(|value| value == headers::ACTIVATOR);
             restore_host(map);
-            ticket._stats = Some(self.stats.enter(Instant::now(), proxied));
+            ticket.count(&self.stats, Instant::now(), proxied);
             if let Some(breaker) = &self.breaker {
-                ticket._slot = Some(breaker.acquire().await.map_err(|full| Box::new(queue_full(&full)))?);
+                ticket.admit(breaker.acquire().await.map_err(|full| Box::new(queue_full(&full)))?);
             }
         }
         match outbound.send(&self.pool).await {

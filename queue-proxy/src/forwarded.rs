@@ -18,7 +18,7 @@ pub(crate) fn add(map: &mut HeaderMap) {
     }
 }
 
-fn render(addresses: &str, proto: &str, host: &str) -> Option<String> {
+pub(crate) fn render(addresses: &str, proto: &str, host: &str) -> Option<String> {
     if addresses.is_empty() && proto.is_empty() && host.is_empty() {
         return None;
     }

@@ -11,6 +11,7 @@
 
 mod chain;
 mod config;
+mod direct;
 mod drain;
 mod forwarded;
 mod log;
@@ -20,6 +21,8 @@ mod server;
 mod stats;
 
 pub use config::{Config, ConfigError, Environment};
+#[doc(hidden)] // For the fuzz targets.
+pub use direct::{Chunks, parse_request, parse_response};
 pub use drain::DrainRule;
 pub use log::init as init_logging;
 pub use probe::{Probe, Prober};

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use proto::Message;
 use tokio::net::TcpListener;
 
-use crate::{Config, Prober, chain::Chain, drain::Drainer, stats::Stats};
+use crate::{Config, Prober, chain::Chain, direct::Direct, drain::Drainer, stats::Stats};
 
 /// Waiting requests per slot.
 const QUEUE_PER_SLOT: usize = 10;
@@ -79,8 +79,10 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     };
 
     let connections = add(&serving)?;
-    let handler = chain.clone();
-    tokio::spawn(net::serve(serving, connections, move |request, peer| handler.clone().handle(request, peer)));
+    let direct = Direct::new(chain.clone(), user, max_idle);
+    tokio::spawn(net::accept(serving, connections.clone(), move |stream, peer| {
+        direct.clone().serve(stream, peer, connections.clone())
+    }));
 
     let connections = add(&admin)?;
     let (drained, signalled) = (chain.clone(), terminating.clone());

@@ -80,8 +80,47 @@ async fn raw(address: SocketAddr, request: &str) -> String {
     answer
 }
 
-async fn get(address: SocketAddr, headers: &str) -> String {
-    raw(address, &format!("GET / HTTP/1.1\r\nHost: hello.example.com\r\nConnection: close\r\n{headers}\r\n")).await
+/// Which of the two implementations a request takes.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// A plain request.
+    Short,
+    /// The same with `Connection: close`, which is not plain.
+    Full,
+}
+
+const BOTH: [Way; 2] = [Way::Short, Way::Full];
+
+async fn get(way: Way, address: SocketAddr, headers: &str) -> String {
+    let head = format!("GET / HTTP/1.1\r\nHost: hello.example.com\r\n{headers}");
+    match way {
+        Way::Full => raw(address, &format!("{head}Connection: close\r\n\r\n")).await,
+        Way::Short => {
+            let mut stream = TcpStream::connect(address).await.expect("listening");
+            stream.write_all(format!("{head}\r\n").as_bytes()).await.expect("sent");
+            tokio::time::timeout(PATIENCE, read_answer(&mut stream)).await.expect("in time")
+        }
+    }
+}
+
+/// One response, by its own account of its length.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let head = head.to_ascii_lowercase();
+            let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+            if length == Some(body.len()) || (length.is_none() && body.ends_with("0\r\n\r\n")) {
+                return text.into_owned();
+            }
+        }
+        let mut buffer = [0; 4096];
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return String::from_utf8_lossy(&answer).into_owned(),
+            Ok(read) => answer.extend_from_slice(&buffer[..read]),
+        }
+    }
 }
 
 fn ok(body: &str) -> String {
@@ -102,61 +141,65 @@ async fn start(config: Config) -> Handle {
 
 #[tokio::test]
 async fn the_program_sees_what_upstream_shows_it() {
-    let port = program(|head| async move { ok(&head) }).await;
-    let proxy = start(config(port)).await;
-    let seen = get(
-        proxy.serving_address(),
-        "X-Forwarded-For: 10.244.0.21\r\nX-Forwarded-Proto: http\r\nK-Proxy-Request: activator\r\n\
-         K-Original-Host: echo.default.example.com\r\nKnative-Serving-Revision: r\r\nKnative-Serving-Namespace: n\r\n\
-         Keep-Alive: 5\r\n",
-    )
-    .await;
-    assert!(seen.starts_with("HTTP/1.1 200 OK\r\n"), "{seen}");
-    let mut lines: Vec<_> = seen.split("\r\n\r\n").nth(1).expect("a body").lines().collect();
-    assert_eq!(lines.remove(0), "GET / HTTP/1.1");
-    lines.sort_unstable();
-    assert_eq!(
-        lines,
-        [
-            "Forwarded: for=10.244.0.21;proto=http",
-            "Host: echo.default.example.com",
-            "K-Proxy-Request: activator",
-            "X-Forwarded-For: 10.244.0.21, 127.0.0.1",
-            "X-Forwarded-Proto: http",
-        ]
-    );
+    for way in BOTH {
+        let port = program(|head| async move { ok(&head) }).await;
+        let proxy = start(config(port)).await;
+        let seen = get(way,
+            proxy.serving_address(),
+            "X-Forwarded-For: 10.244.0.21\r\nX-Forwarded-Proto: http\r\nK-Proxy-Request: activator\r\n\
+             K-Original-Host: echo.default.example.com\r\nKnative-Serving-Revision: r\r\nKnative-Serving-Namespace: n\r\n\
+             Keep-Alive: 5\r\n",
+        )
+        .await;
+        assert!(seen.starts_with("HTTP/1.1 200 OK\r\n"), "{seen}");
+        let mut lines: Vec<_> = seen.split("\r\n\r\n").nth(1).expect("a body").lines().collect();
+        assert_eq!(lines.remove(0), "GET / HTTP/1.1");
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "Forwarded: for=10.244.0.21;proto=http",
+                "Host: echo.default.example.com",
+                "K-Proxy-Request: activator",
+                "X-Forwarded-For: 10.244.0.21, 127.0.0.1",
+                "X-Forwarded-Proto: http",
+            ]
+        );
+    }
 }
 
 #[tokio::test]
 async fn probes_are_answered_as_upstream_answers_them() {
-    let port = program(|_| async { ok("program") }).await;
-    let proxy = start(config(port)).await;
-    let kubelet = "User-Agent: kube-probe/1.35\r\n";
-    let cases = [
-        ("K-Network-Probe: queue\r\n".to_owned(), "200 OK", "program"),
-        ("K-Network-Probe: probe\r\nK-Network-Hash: abc\r\n".to_owned(), "200 OK", ""),
-        (
-            "K-Network-Probe: probe\r\n".to_owned(),
-            "400 Bad Request",
-            "a probe request must contain a non-empty \"K-Network-Hash\" header\n",
-        ),
-        (kubelet.to_owned(), "400 Bad Request", "unexpected probe header value: \n"),
-        (format!("{kubelet}K-Network-Probe: queue\r\n"), "200 OK", "queue"),
-        ("User-Agent: Knative-Activator-Probe\r\nK-Network-Probe: queue\r\n".to_owned(), "200 OK", "queue"),
-        (
-            "User-Agent: Knative-Autoscaling-Probe\r\nK-Network-Probe: activator\r\n".to_owned(),
-            "400 Bad Request",
-            "unexpected probe header value: activator\n",
-        ),
-        ("K-Kubelet-Probe: yes\r\n".to_owned(), "200 OK", "program"),
-    ];
-    for (headers, status, body) in cases {
-        let answer = get(proxy.serving_address(), &headers).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{headers}: {answer}");
-        assert_eq!(answer.split_once("\r\n\r\n").expect("a head").1, body, "{headers}");
+    for way in BOTH {
+        let port = program(|_| async { ok("program") }).await;
+        let proxy = start(config(port)).await;
+        let kubelet = "User-Agent: kube-probe/1.35\r\n";
+        let cases = [
+            ("K-Network-Probe: queue\r\n".to_owned(), "200 OK", "program"),
+            ("K-Network-Probe: probe\r\nK-Network-Hash: abc\r\n".to_owned(), "200 OK", ""),
+            (
+                "K-Network-Probe: probe\r\n".to_owned(),
+                "400 Bad Request",
+                "a probe request must contain a non-empty \"K-Network-Hash\" header\n",
+            ),
+            (kubelet.to_owned(), "400 Bad Request", "unexpected probe header value: \n"),
+            (format!("{kubelet}K-Network-Probe: queue\r\n"), "200 OK", "queue"),
+            ("User-Agent: Knative-Activator-Probe\r\nK-Network-Probe: queue\r\n".to_owned(), "200 OK", "queue"),
+            (
+                "User-Agent: Knative-Autoscaling-Probe\r\nK-Network-Probe: activator\r\n".to_owned(),
+                "400 Bad Request",
+                "unexpected probe header value: activator\n",
+            ),
+            ("K-Kubelet-Probe: yes\r\n".to_owned(), "200 OK", "program"),
+        ];
+        for (headers, status, body) in cases {
+            let answer = get(way, proxy.serving_address(), &headers).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{headers}: {answer}");
+            assert_eq!(answer.split_once("\r\n\r\n").expect("a head").1, body, "{headers}");
+        }
+        let echoed = get(way, proxy.serving_address(), "K-Network-Probe: probe\r\nK-Network-Hash: abc\r\n").await;
+        assert!(echoed.contains("K-Network-Hash: abc\r\n"), "{echoed}");
     }
-    let echoed = get(proxy.serving_address(), "K-Network-Probe: probe\r\nK-Network-Hash: abc\r\n").await;
-    assert!(echoed.contains("K-Network-Hash: abc\r\n"), "{echoed}");
 }
 
 #[tokio::test]
@@ -170,7 +213,7 @@ async fn a_held_probe_is_answered_when_the_port_opens() {
     let proxy = start(config).await;
     let serving = proxy.serving_address();
     let probe = tokio::spawn(async move {
-        let answer = get(serving, "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n").await;
+        let answer = get(Way::Full, serving, "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n").await;
         (answer, Instant::now())
     });
     tokio::time::sleep(Duration::from_millis(40)).await;
@@ -209,93 +252,105 @@ impl Gate {
 
 #[tokio::test]
 async fn container_concurrency_is_never_exceeded_and_the_queue_is_bounded() {
-    let gate = Gate::default();
-    let proxy = start(Config { container_concurrency: 2, ..config(gate.program().await) }).await;
-    let address = proxy.serving_address();
-    let requests: Vec<_> = (0..22).map(|_| tokio::spawn(get(address, ""))).collect();
-    until("a full queue", || proxy.queued() == 22).await;
-    let refused = get(address, "").await;
-    assert!(refused.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{refused}");
-    assert!(refused.ends_with("\r\n\r\npending request queue full\n"), "{refused}");
-    for request in requests {
-        while !request.is_finished() {
-            gate.open.notify_one();
-            tokio::task::yield_now().await;
+    for way in BOTH {
+        let gate = Gate::default();
+        let proxy = start(Config { container_concurrency: 2, ..config(gate.program().await) }).await;
+        let address = proxy.serving_address();
+        let requests: Vec<_> = (0..22).map(|_| tokio::spawn(get(way, address, ""))).collect();
+        until("a full queue", || proxy.queued() == 22).await;
+        let refused = get(way, address, "").await;
+        assert!(refused.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{refused}");
+        assert!(refused.ends_with("\r\n\r\npending request queue full\n"), "{refused}");
+        for request in requests {
+            while !request.is_finished() {
+                gate.open.notify_one();
+                tokio::task::yield_now().await;
+            }
+            assert!(request.await.expect("no panic").ends_with("done"));
         }
-        assert!(request.await.expect("no panic").ends_with("done"));
+        assert_eq!(gate.most.load(Ordering::SeqCst), 2);
+        until("an empty queue", || proxy.queued() == 0).await;
     }
-    assert_eq!(gate.most.load(Ordering::SeqCst), 2);
-    until("an empty queue", || proxy.queued() == 0).await;
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_place() {
-    let gate = Gate::default();
-    let proxy = start(Config { container_concurrency: 1, ..config(gate.program().await) }).await;
-    let address = proxy.serving_address();
-    let first = tokio::spawn(get(address, ""));
-    until("the first request to run", || gate.current.load(Ordering::SeqCst) == 1).await;
-    let queued: Vec<_> = (0..10).map(|_| tokio::spawn(get(address, ""))).collect();
-    until("a full queue", || proxy.queued() == 11).await;
-    for request in &queued {
-        request.abort();
+    for way in BOTH {
+        let gate = Gate::default();
+        let proxy = start(Config { container_concurrency: 1, ..config(gate.program().await) }).await;
+        let address = proxy.serving_address();
+        let first = tokio::spawn(get(way, address, ""));
+        until("the first request to run", || gate.current.load(Ordering::SeqCst) == 1).await;
+        let queued: Vec<_> = (0..10).map(|_| tokio::spawn(get(way, address, ""))).collect();
+        until("a full queue", || proxy.queued() == 11).await;
+        for request in &queued {
+            request.abort();
+        }
+        until("the queue to empty", || proxy.queued() == 1).await;
+        gate.open.notify_one();
+        assert!(first.await.expect("no panic").ends_with("done"));
     }
-    until("the queue to empty", || proxy.queued() == 1).await;
-    gate.open.notify_one();
-    assert!(first.await.expect("no panic").ends_with("done"));
 }
 
 #[tokio::test]
 async fn time_limits_end_a_request_with_504() {
-    let port = program(|_| std::future::pending()).await;
-    let short = Some(Duration::from_millis(30));
-    let long = Duration::from_secs(300);
-    for (timeout, response_start, idle) in
-        [(Duration::from_millis(30), None, None), (long, short, None), (long, None, short)]
-    {
-        let config = Config { timeout, response_start_timeout: response_start, idle_timeout: idle, ..config(port) };
-        let proxy = start(config).await;
-        let answer = get(proxy.serving_address(), "").await;
-        assert!(answer.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{answer}");
-        assert!(answer.ends_with("\r\n\r\nrequest timeout"), "{answer}");
-        until("nothing in flight", || proxy.in_flight() == 0).await;
+    for way in BOTH {
+        let port = program(|_| std::future::pending()).await;
+        let short = Some(Duration::from_millis(30));
+        let long = Duration::from_secs(300);
+        for (timeout, response_start, idle) in
+            [(Duration::from_millis(30), None, None), (long, short, None), (long, None, short)]
+        {
+            let config = Config { timeout, response_start_timeout: response_start, idle_timeout: idle, ..config(port) };
+            let proxy = start(config).await;
+            let answer = get(way, proxy.serving_address(), "").await;
+            assert!(answer.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{answer}");
+            assert!(answer.ends_with("\r\n\r\nrequest timeout"), "{answer}");
+            until("nothing in flight", || proxy.in_flight() == 0).await;
+        }
     }
 }
 
 #[tokio::test]
 async fn a_started_response_is_cut_with_the_message_appended() {
-    let port =
-        program(|_| async { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\npartial\r\n".into() }).await;
-    let proxy = start(Config { timeout: Duration::from_millis(50), ..config(port) }).await;
-    let answer = get(proxy.serving_address(), "").await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(answer.contains("partial") && answer.contains("request timeout"), "{answer}");
+    for way in BOTH {
+        let port =
+            program(|_| async { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\npartial\r\n".into() }).await;
+        let proxy = start(Config { timeout: Duration::from_millis(50), ..config(port) }).await;
+        let answer = get(way, proxy.serving_address(), "").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("partial") && answer.contains("request timeout"), "{answer}");
+    }
 }
 
 #[tokio::test]
 async fn a_program_that_does_not_listen_gives_502() {
-    let proxy = start(config(1)).await;
-    let answer = get(proxy.serving_address(), "").await;
-    assert!(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer}");
-    assert!(answer.contains("dial tcp 127.0.0.1:1: "), "{answer}");
+    for way in BOTH {
+        let proxy = start(config(1)).await;
+        let answer = get(way, proxy.serving_address(), "").await;
+        assert!(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer}");
+        assert!(answer.contains("dial tcp 127.0.0.1:1: "), "{answer}");
+    }
 }
 
 #[tokio::test]
 async fn a_kept_alive_connection_that_the_program_closes_costs_no_request() {
-    // Answers one request per connection and closes it without having said so.
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let port = listener.local_addr().expect("bound").port();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                read_head(&mut stream).await;
-                let _ = stream.write_all(ok("once").as_bytes()).await;
-            });
+    for way in BOTH {
+        // Answers one request per connection and closes it without having said so.
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    read_head(&mut stream).await;
+                    let _ = stream.write_all(ok("once").as_bytes()).await;
+                });
+            }
+        });
+        let proxy = start(config(port)).await;
+        for _ in 0..200 {
+            assert!(get(way, proxy.serving_address(), "").await.ends_with("once"));
         }
-    });
-    let proxy = start(config(port)).await;
-    for _ in 0..200 {
-        assert!(get(proxy.serving_address(), "").await.ends_with("once"));
     }
 }
 
@@ -378,39 +433,41 @@ async fn the_autoscaler_scrapes_a_bare_stat() {
     assert!(head.contains("Content-Type: application/protobuf"), "{head}");
     let stat = proto::Stat::decode(body.as_bytes()).expect("a stat");
     assert_eq!(stat, proto::Stat { pod_name: "hello-pod".into(), ..proto::Stat::default() });
-    assert!(get(proxy.autoscaling_address(), "").await.starts_with("HTTP/1.1 404 "));
+    assert!(get(Way::Full, proxy.autoscaling_address(), "").await.starts_with("HTTP/1.1 404 "));
 }
 
 #[tokio::test]
 async fn a_drain_loses_nothing_and_ends_when_nothing_is_left() {
-    let gate = Gate::default();
-    let drain = DrainRule { idle: Some(Duration::from_millis(100)), ..DrainRule::default() };
-    let proxy = Arc::new(start(Config { drain, ..config(gate.program().await) }).await);
-    let address = proxy.serving_address();
-    let before = tokio::spawn(get(address, ""));
-    until("a request in flight", || gate.current.load(Ordering::SeqCst) == 1).await;
+    for way in BOTH {
+        let gate = Gate::default();
+        let drain = DrainRule { idle: Some(Duration::from_millis(100)), ..DrainRule::default() };
+        let proxy = Arc::new(start(Config { drain, ..config(gate.program().await) }).await);
+        let address = proxy.serving_address();
+        let before = tokio::spawn(get(way, address, ""));
+        until("a request in flight", || gate.current.load(Ordering::SeqCst) == 1).await;
 
-    let hook = tokio::spawn(get_path(proxy.admin_address(), "/wait-for-drain"));
-    let ending = tokio::spawn({
-        let proxy = proxy.clone();
-        async move { proxy.terminate().await }
-    });
-    let probe = "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n";
-    while !get(address, probe).await.ends_with("shutting down\n") {
-        tokio::task::yield_now().await;
+        let hook = tokio::spawn(get_path(proxy.admin_address(), "/wait-for-drain"));
+        let ending = tokio::spawn({
+            let proxy = proxy.clone();
+            async move { proxy.terminate().await }
+        });
+        let probe = "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n";
+        while !get(way, address, probe).await.ends_with("shutting down\n") {
+            tokio::task::yield_now().await;
+        }
+        let after = tokio::spawn(get(way, address, ""));
+        until("a late request in flight", || gate.current.load(Ordering::SeqCst) == 2).await;
+        assert!(!ending.is_finished() && !hook.is_finished());
+        for request in [before, after] {
+            gate.open.notify_one();
+            assert!(request.await.expect("no panic").ends_with("done"));
+        }
+        let finished = Instant::now();
+        assert!(hook.await.expect("no panic").starts_with("HTTP/1.1 200 "));
+        ending.await.expect("no panic");
+        assert!(finished.elapsed() < Duration::from_secs(5), "waited for the quiet period of upstream");
+        assert!(TcpStream::connect(address).await.is_err(), "still listening");
     }
-    let after = tokio::spawn(get(address, ""));
-    until("a late request in flight", || gate.current.load(Ordering::SeqCst) == 2).await;
-    assert!(!ending.is_finished() && !hook.is_finished());
-    for request in [before, after] {
-        gate.open.notify_one();
-        assert!(request.await.expect("no panic").ends_with("done"));
-    }
-    let finished = Instant::now();
-    assert!(hook.await.expect("no panic").starts_with("HTTP/1.1 200 "));
-    ending.await.expect("no panic");
-    assert!(finished.elapsed() < Duration::from_secs(5), "waited for the quiet period of upstream");
-    assert!(TcpStream::connect(address).await.is_err(), "still listening");
 }
 
 async fn get_path(address: SocketAddr, path: &str) -> String {
@@ -423,6 +480,7 @@ async fn a_drain_of_the_program_alone_is_taken_back() {
     let proxy = start(config(port)).await;
     let answer = get_path(proxy.admin_address(), "/wait-for-drain").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    let probe = get(proxy.serving_address(), "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n").await;
+    let probe =
+        get(Way::Full, proxy.serving_address(), "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n").await;
     assert!(probe.ends_with("\r\n\r\nqueue"), "{probe}");
 }

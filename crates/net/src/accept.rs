@@ -29,6 +29,7 @@ use hyper_util::{
 };
 use parking_lot::Mutex;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
@@ -56,8 +57,8 @@ struct Shared {
     changed: Notify,
 }
 
-/// One connection's membership.
-struct Member {
+/// One connection's membership, until it is dropped.
+pub struct Member {
     id: usize,
     shared: Arc<Shared>,
     state: State,
@@ -86,6 +87,12 @@ pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
+/// How HTTP is spoken on connections, whatever carries them. Clones are cheap.
+#[derive(Clone)]
+pub struct Http {
+    builder: Arc<auto::Builder<TokioExecutor>>,
+}
+
 /// Accepts until `connections` are told to close. `handler` gets every request with its peer's address.
 pub async fn serve<H, F, G>(listener: TcpListener, connections: Connections, handler: H)
 where
@@ -93,16 +100,20 @@ where
     F: Future<Output = Response<ResponseBody<G>>> + Send + 'static,
     G: Send + Unpin + 'static,
 {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().title_case_headers(true);
-    builder
-        .http2()
-        .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .max_frame_size(FRAME)
-        .max_header_list_size(HEADERS);
-    let builder = Arc::new(builder);
+    let http = Http::new();
+    accept(listener, connections.clone(), move |stream, peer| {
+        let (http, connections, handler) = (http.clone(), connections.clone(), handler.clone());
+        async move { http.serve(stream, peer, &connections, handler).await }
+    })
+    .await;
+}
+
+/// Accepts until `connections` are told to close; `each` is a task of its own for every connection.
+pub async fn accept<C, F>(listener: TcpListener, connections: Connections, each: C)
+where
+    C: Fn(TcpStream, SocketAddr) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -111,7 +122,7 @@ where
         match accepted {
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
-                tokio::spawn(connection(builder.clone(), stream, peer, connections.clone(), handler.clone()));
+                tokio::spawn(each(stream, peer));
             }
             // Out of file descriptors, most likely: those in use will be closed, so accept again soon.
             Err(error) if !is_peer_error(&error) => {
@@ -123,38 +134,64 @@ where
     }
 }
 
-async fn connection<H, F, G>(
-    builder: Arc<auto::Builder<TokioExecutor>>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    connections: Connections,
-    handler: H,
-) where
-    H: Fn(Request<Incoming>, SocketAddr) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<ResponseBody<G>>> + Send + 'static,
-    G: Send + Unpin + 'static,
-{
-    let service = hyper::service::service_fn(move |request| {
-        let response = handler(request, peer);
-        async move { Ok::<_, Infallible>(response.await) }
-    });
-    let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let mut member = connections.join();
-    let result = std::future::poll_fn(|cx| {
-        if member.poll_closing(cx) {
-            connection.as_mut().graceful_shutdown();
-        }
-        connection.as_mut().poll(cx)
-    })
-    .await;
-    if let Err(error) = result {
-        tracing::debug!(%peer, %error, "connection ended");
-    }
-}
-
 fn is_peer_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+// === impl Http ===
+
+impl Default for Http {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Http {
+    pub fn new() -> Self {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().title_case_headers(true).max_buf_size(HEADERS as usize);
+        builder
+            .http2()
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .max_frame_size(FRAME)
+            .max_header_list_size(HEADERS);
+        Self { builder: Arc::new(builder) }
+    }
+
+    /// Serves one connection to its end; it is a member of `connections` until then.
+    pub async fn serve<I, H, F, G>(&self, io: I, peer: SocketAddr, connections: &Connections, handler: H)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        H: Fn(Request<Incoming>, SocketAddr) -> F + Send + Sync + 'static,
+        F: Future<Output = Response<ResponseBody<G>>> + Send + 'static,
+        G: Send + Unpin + 'static,
+    {
+        let service = hyper::service::service_fn(move |request| {
+            let response = handler(request, peer);
+            async move { Ok::<_, Infallible>(response.await) }
+        });
+        let mut connection = std::pin::pin!(self.builder.serve_connection_with_upgrades(TokioIo::new(io), service));
+        let mut member = connections.join();
+        let result = std::future::poll_fn(|cx| {
+            if member.poll_closing(cx) {
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await;
+        if let Err(error) = result {
+            tracing::debug!(%peer, %error, "connection ended");
+        }
+    }
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Http")
+    }
 }
 
 // === impl Connections ===
@@ -199,7 +236,8 @@ impl Connections {
         }
     }
 
-    fn join(&self) -> Member {
+    /// Adds a connection.
+    pub fn join(&self) -> Member {
         self.shared.open.fetch_add(1, Ordering::AcqRel);
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         Member { id, shared: self.shared.clone(), state: State::New }
@@ -215,8 +253,13 @@ impl fmt::Debug for Connections {
 // === impl Member ===
 
 impl Member {
-    /// True once: when the connection is to close.
-    fn poll_closing(&mut self, cx: &mut Context<'_>) -> bool {
+    /// True from when the connection is to close.
+    pub fn is_closing(&self) -> bool {
+        self.shared.closing.load(Ordering::SeqCst)
+    }
+
+    /// True once: when the connection is to close. Always polled by the same task.
+    pub fn poll_closing(&mut self, cx: &mut Context<'_>) -> bool {
         if self.state == State::Closing {
             return false;
         }
@@ -229,6 +272,12 @@ impl Member {
             self.state = State::Closing;
         }
         closing
+    }
+}
+
+impl fmt::Debug for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Member({})", self.id)
     }
 }
 

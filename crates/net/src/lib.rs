@@ -14,6 +14,7 @@ mod dial;
 mod drain;
 mod forward;
 mod pool;
+mod prefixed;
 mod respond;
 mod stats;
 mod timeout;
@@ -21,13 +22,14 @@ mod tunnel;
 
 pub mod headers;
 
-pub use accept::{Connections, listen, serve};
+pub use accept::{Connections, Http, Member, accept, listen, serve};
 pub use body::{BodyError, RequestBody, ResponseBody};
 pub use breaker::{Breaker, QueueFull, Slot};
 pub use dial::{DialError, connect};
 pub use drain::{InFlight, InFlightGuard};
 pub use forward::{Outbound, SendFailure, bad_gateway, respond};
 pub use pool::{Pool, PoolOptions, PooledBody, SendError};
+pub use prefixed::Prefixed;
 pub use respond::{empty, http_error, text};
 pub use stats::{Report, RequestStats};
 pub use timeout::{Limits, Timer};
