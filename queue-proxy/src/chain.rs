@@ -20,6 +20,7 @@ use net::{Breaker, InFlight, InFlightGuard, Limits, Outbound, Pool, ResponseBody
 use crate::{
     drain::Drainer,
     forwarded,
+    observed::{Observers, Seen},
     probe::{Patience, Prober},
     stats::{Stats, StatsGuard},
 };
@@ -35,6 +36,7 @@ pub(crate) struct Chain {
     pub(crate) breaker: Option<Breaker>,
     pub(crate) limits: Limits,
     pub(crate) pool: Pool,
+    pub(crate) observers: Arc<Observers>,
 }
 
 /// What a request holds until the end of its response.
@@ -65,7 +67,21 @@ impl Ticket {
 
 impl Chain {
     /// Answers one request. Dropped (the client is gone), it gives back its place and cancels the program's work.
-    pub(crate) async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    pub(crate) async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        tls: bool,
+    ) -> Response<Body> {
+        if !self.observers.any() {
+            return self.answer(request, peer, None).await;
+        }
+        let seen = Arc::new(Seen::new(&request, peer, tls));
+        let response = self.answer(request, peer, Some(&seen)).await;
+        self.observers.watch(seen, response)
+    }
+
+    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr, seen: Option<&Arc<Seen>>) -> Response<Body> {
         let map = request.headers();
         let agent = headers::text(map, &header::USER_AGENT);
         let from_activator = agent.starts_with(headers::ACTIVATOR_PROBE_AGENT);
@@ -83,7 +99,7 @@ impl Chain {
         let in_flight = self.in_flight.enter();
 
         let mut timer = Timer::start(self.limits);
-        let Some(outcome) = timer.limit(self.proxy(request, peer.ip(), in_flight)).await else {
+        let Some(outcome) = timer.limit(self.proxy(request, peer.ip(), in_flight, seen)).await else {
             return timed_out(timer.message());
         };
         match outcome {
@@ -97,6 +113,7 @@ impl Chain {
         mut request: Request<Incoming>,
         peer: IpAddr,
         in_flight: InFlightGuard,
+        seen: Option<&Arc<Seen>>,
     ) -> Result<(Outbound, Response<net::PooledBody>, Ticket), Box<Response<Body>>> {
         // Before this hop is added: upstream names the hops before the sidecar.
         forwarded::add(request.headers_mut());
@@ -111,6 +128,12 @@ impl Chain {
             ticket.count(&self.stats, Instant::now(), proxied);
             if let Some(breaker) = &self.breaker {
                 ticket.admit(breaker.acquire().await.map_err(|full| Box::new(queue_full(&full)))?);
+            }
+        }
+        if let Some(seen) = seen {
+            let _ = seen.program.set(Instant::now());
+            if let (Some(metrics), Some(breaker)) = (&self.observers.metrics, &self.breaker) {
+                metrics.dispatched(breaker.in_flight());
             }
         }
         match outbound.send(&self.pool).await {

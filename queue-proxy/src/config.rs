@@ -3,10 +3,12 @@
 //! Parsing works on any map, never on the process environment, so that it can be tested. Names and fatal errors are
 //! upstream's. Variables that only we know are listed at the end of `names`.
 
+mod observability;
 mod values;
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
+pub use self::observability::Observability;
 use crate::{DrainRule, Probe};
 
 /// Names of the environment variables.
@@ -32,6 +34,14 @@ mod names {
     pub(super) const POD_IP: &str = "SERVING_POD_IP";
     pub(super) const OBSERVABILITY: &str = "OBSERVABILITY_CONFIG";
 
+    pub(super) const TLS_MIN: &str = "QUEUE_PROXY_TLS_MIN_VERSION";
+    pub(super) const TLS_MAX: &str = "QUEUE_PROXY_TLS_MAX_VERSION";
+    pub(super) const METRICS_PORT: &str = "METRICS_PROMETHEUS_PORT";
+    pub(super) const PROFILING_PORT: &str = "PROFILING_PORT";
+    pub(super) const OTEL_SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
+
+    /// Ours: answer with a `Server-Timing` header.
+    pub(super) const SERVER_TIMING: &str = "QUEUE_SERVER_TIMING";
     /// Ours: how long nothing may be in flight before a drain is over, without waiting for upstream's quiet period.
     /// For installations that take a pod out of routing before they delete it. Unset: upstream's rule alone.
     pub(super) const DRAIN_IDLE: &str = "QUEUE_DRAIN_IDLE_PERIOD";
@@ -45,6 +55,9 @@ mod names {
 pub(crate) const ADMIN_PORT: u16 = 8022;
 /// Where the autoscaler scrapes.
 pub(crate) const AUTOSCALING_PORT: u16 = 9090;
+/// Where Prometheus scrapes.
+pub(crate) const METRICS_PORT: u16 = 9091;
+const CERTIFICATES: &str = "/var/lib/knative/certs";
 
 /// A set of environment variables.
 pub type Environment = BTreeMap<String, String>;
@@ -73,6 +86,22 @@ pub struct Config {
     pub pod_ip: Option<IpAddr>,
     pub drain: DrainRule,
     pub threads: usize,
+    /// Where `tls.crt` and `tls.key` are, if there are any.
+    pub certificates: PathBuf,
+    pub tls: TlsRange,
+    pub observability: Observability,
+    pub metrics_port: u16,
+    pub profiling_port: u16,
+    pub otel_service_name: Option<String>,
+    pub server_timing: bool,
+}
+
+/// The versions of TLS that are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsRange {
+    Only12,
+    From12,
+    Only13,
 }
 
 /// The environment is not what it has to be; the process ends with this text.
@@ -100,10 +129,8 @@ impl Config {
         for unused in [n::FULL_DUPLEX, n::MULTI_PROBES] {
             vars.boolean(unused)?;
         }
-        if let Some(json) = vars.text(n::OBSERVABILITY).filter(|json| !json.is_empty()) {
-            serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(json)
-                .map_err(|error| ConfigError::Json(n::OBSERVABILITY, error.to_string()))?;
-        }
+        let observability = Observability::parse(vars.text(n::OBSERVABILITY).unwrap_or(""))
+            .map_err(|error| ConfigError::Json(n::OBSERVABILITY, error))?;
         let concurrency = vars.integer(n::CONCURRENCY)?.ok_or(ConfigError::Missing(n::CONCURRENCY))?;
         let timeout = vars.integer(n::TIMEOUT)?.ok_or(ConfigError::Missing(n::TIMEOUT))?;
         let seconds =
@@ -134,7 +161,29 @@ impl Config {
                 idle: vars.duration(n::DRAIN_IDLE)?,
             },
             threads: vars.integer(n::THREADS)?.map_or(1, |threads| threads.clamp(1, 64) as usize),
+            certificates: CERTIFICATES.into(),
+            tls: tls_range(vars.text(n::TLS_MIN).unwrap_or(""), vars.text(n::TLS_MAX).unwrap_or(""))?,
+            observability,
+            metrics_port: vars.optional_port(n::METRICS_PORT)?.unwrap_or(METRICS_PORT),
+            profiling_port: vars.optional_port(n::PROFILING_PORT)?.unwrap_or(crate::profiling::PORT),
+            otel_service_name: vars.text(n::OTEL_SERVICE_NAME).filter(|name| !name.is_empty()).map(str::to_owned),
+            server_timing: vars.boolean(n::SERVER_TIMING)?.unwrap_or(false),
         })
+    }
+}
+
+fn tls_range(min: &str, max: &str) -> Result<TlsRange, ConfigError> {
+    let invalid = |name, value: &str| ConfigError::Invalid { name, value: value.to_owned(), expected: "1.2 or 1.3" };
+    let from12 = match min {
+        "" | "1.3" => false,
+        "1.2" => true,
+        _ => return Err(invalid(names::TLS_MIN, min)),
+    };
+    match max {
+        "" | "1.3" if from12 => Ok(TlsRange::From12),
+        "" | "1.3" => Ok(TlsRange::Only13),
+        "1.2" if from12 => Ok(TlsRange::Only12),
+        _ => Err(invalid(names::TLS_MAX, max)),
     }
 }
 
@@ -200,6 +249,24 @@ mod tests {
     fn broken_json_is_fatal() {
         for name in ["SERVING_READINESS_PROBE", "OBSERVABILITY_CONFIG"] {
             assert!(matches!(Config::parse(&env(&[(name, Some("{"))])), Err(ConfigError::Json(..))), "{name}");
+        }
+    }
+
+    #[test]
+    fn observability_and_tls_are_read() {
+        let json = r#"{"requestMetrics":{"protocol":"prometheus","exportInterval":1000},"enableRequestLog":true,
+            "requestLogTemplate":"x","EnableVarLogCollection":true,"runtime":{"profiling":"enabled"}}"#;
+        let config = Config::parse(&env(&[
+            ("OBSERVABILITY_CONFIG", Some(json)),
+            ("QUEUE_PROXY_TLS_MIN_VERSION", Some("1.2")),
+            ("QUEUE_PROXY_TLS_MAX_VERSION", Some("")),
+        ]))
+        .expect("valid");
+        assert_eq!(config.tls, TlsRange::From12);
+        assert_eq!(config.observability.log_template(), Some("x"));
+        assert!(config.observability.prometheus() && config.observability.profiling());
+        for (name, value) in [("QUEUE_PROXY_TLS_MIN_VERSION", "1.1"), ("QUEUE_PROXY_TLS_MAX_VERSION", "1.2")] {
+            assert!(Config::parse(&env(&[(name, Some(value))])).is_err(), "{name}={value}");
         }
     }
 

@@ -86,6 +86,10 @@ impl Direct {
 
     /// Serves one connection to its end.
     pub(crate) async fn serve(self: Arc<Self>, client: TcpStream, peer: SocketAddr, connections: Connections) {
+        if self.chain.observers.any() {
+            // Whoever looks at requests gets them taken apart.
+            return Box::pin(self.hand_over(Vec::new(), client, peer, &connections)).await;
+        }
         let mut connection = Connection {
             direct: &self,
             client,
@@ -100,11 +104,15 @@ impl Direct {
         }
         let read = connection.input.as_ref().map_or_else(Vec::new, |input| input[..connection.have].to_vec());
         let Connection { client, member, .. } = connection;
-        let chain = self.chain.clone();
-        let handler = move |request, peer| chain.clone().handle(request, peer);
         // Apart, so that connections that stay here do not carry the room for it.
-        Box::pin(self.http.serve(Prefixed::new(read, client), peer, &connections, handler)).await;
+        Box::pin(self.hand_over(read, client, peer, &connections)).await;
         drop(member);
+    }
+
+    async fn hand_over(&self, read: Vec<u8>, client: TcpStream, peer: SocketAddr, connections: &Connections) {
+        let chain = self.chain.clone();
+        let handler = move |request, peer| chain.clone().handle(request, peer, false);
+        self.http.serve(Prefixed::new(read, client), peer, connections, handler).await;
     }
 }
 

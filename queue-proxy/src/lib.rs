@@ -15,12 +15,17 @@ mod direct;
 mod drain;
 mod forwarded;
 mod log;
+mod metrics;
+mod observed;
 mod probe;
 mod process;
+mod profiling;
+mod request_log;
 mod server;
 mod stats;
+mod tls;
 
-pub use config::{Config, ConfigError, Environment};
+pub use config::{Config, ConfigError, Environment, Observability, TlsRange};
 #[doc(hidden)] // For the fuzz targets.
 pub use direct::{Chunks, parse_request, parse_response};
 pub use drain::DrainRule;

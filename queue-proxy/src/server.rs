@@ -8,12 +8,24 @@ use std::{
 };
 
 use http::{Response, StatusCode, header};
-use net::{Breaker, Connections, InFlight, Limits, Pool, PoolOptions, ResponseBody};
+use net::{Breaker, Connections, Http, InFlight, Limits, Pool, PoolOptions, ResponseBody};
 use parking_lot::Mutex;
 use proto::Message;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
-use crate::{Config, Prober, chain::Chain, direct::Direct, drain::Drainer, stats::Stats};
+use crate::{
+    Config, Prober,
+    chain::Chain,
+    direct::Direct,
+    drain::Drainer,
+    metrics::Metrics,
+    observed::Observers,
+    profiling,
+    request_log::RequestLog,
+    stats::Stats,
+    tls::{self, Tls},
+};
 
 /// Waiting requests per slot.
 const QUEUE_PER_SLOT: usize = 10;
@@ -34,6 +46,8 @@ pub struct Handle {
     chain: Arc<Chain>,
     servers: Vec<Server>,
     terminating: Arc<Mutex<bool>>,
+    tls_address: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
 }
 
 /// One listener and its connections.
@@ -64,6 +78,12 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
             message: TIMEOUT_MESSAGE,
         },
         pool: Pool::new(user, PoolOptions { max_idle, ..PoolOptions::default() }),
+        observers: Arc::new(Observers {
+            metrics: config.observability.prometheus().then(|| Arc::new(Metrics::new(&config))),
+            log: config.observability.log_template().map(|template| RequestLog::new(template, &config)),
+            log_probes: config.observability.enable_probe_request_log,
+            server_timing: config.server_timing,
+        }),
     });
     let terminating = Arc::new(Mutex::new(false));
     let serving = listen(&config, config.serving_port).await?;
@@ -103,7 +123,61 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         let response = if request.uri().path() == "/metrics" { stat(&scraped) } else { not_found() };
         std::future::ready(response)
     }));
-    Ok(Handle { chain, servers, terminating })
+
+    let mut metrics_address = None;
+    if let Some(metrics) = chain.observers.metrics.clone() {
+        let listener = listen(&config, config.metrics_port).await?;
+        let connections = add(&listener)?;
+        metrics_address = Some(listener.local_addr()?);
+        tokio::spawn(net::serve(listener, connections, move |request, _| {
+            let response = if request.uri().path() == "/metrics" { exposition(&metrics) } else { not_found() };
+            std::future::ready(response)
+        }));
+    }
+    if config.observability.profiling() {
+        let listener = listen(&config, config.profiling_port).await?;
+        let connections = add(&listener)?;
+        tokio::spawn(net::serve(listener, connections, |request, _| {
+            std::future::ready(profiling::answer(request.uri().path()))
+        }));
+    }
+    let mut tls_address = None;
+    if let Some(tls) = Tls::open(&config.certificates, config.tls)? {
+        let listener = listen(&config, config.serving_tls_port).await?;
+        let connections = add(&listener)?;
+        tls_address = Some(listener.local_addr()?);
+        let (chain, http) = (chain.clone(), Http::new());
+        tokio::spawn(net::accept(listener, connections.clone(), move |stream, peer| {
+            secure(tls.acceptor(), stream, peer, connections.clone(), chain.clone(), http.clone())
+        }));
+    }
+    Ok(Handle { chain, servers, terminating, tls_address, metrics_address })
+}
+
+/// Serves one connection of the TLS port.
+async fn secure(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    connections: Connections,
+    chain: Arc<Chain>,
+    http: Http,
+) {
+    match tokio::time::timeout(tls::HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let handler = move |request, peer| chain.clone().handle(request, peer, true);
+            http.serve(stream, peer, &connections, handler).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    }
+}
+
+fn exposition(metrics: &Metrics) -> Response<ResponseBody> {
+    let mut response = net::text(StatusCode::OK, metrics.render());
+    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 /// The hook of the user's container: drains until done. If nobody tells the sidecar itself to stop, only that
@@ -163,6 +237,16 @@ impl Handle {
     /// Where the autoscaler scrapes.
     pub fn autoscaling_address(&self) -> SocketAddr {
         self.servers[2].address
+    }
+
+    /// Where requests are served over TLS, if there is a certificate.
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.tls_address
+    }
+
+    /// Where request metrics are, if they are on.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Requests in flight, upgraded connections included.

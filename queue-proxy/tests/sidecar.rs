@@ -484,3 +484,80 @@ async fn a_drain_of_the_program_alone_is_taken_back() {
         get(Way::Full, proxy.serving_address(), "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n").await;
     assert!(probe.ends_with("\r\n\r\nqueue"), "{probe}");
 }
+
+#[tokio::test]
+async fn request_metrics_have_upstreams_names_and_labels() {
+    let port = program(|_| async { ok("hello") }).await;
+    let mut config = Config { metrics_port: 0, container_concurrency: 3, ..config(port) };
+    config.observability =
+        queue_proxy::Observability::parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#).unwrap();
+    let proxy = start(config).await;
+    for headers in ["", "Knative-Serving-Tag: blue\r\nKnative-Serving-Default-Route: false\r\n"] {
+        get(Way::Short, proxy.serving_address(), headers).await;
+    }
+    // Not counted.
+    get(Way::Short, proxy.serving_address(), "K-Network-Probe: queue\r\n").await;
+    let metrics = get_path(proxy.metrics_address().expect("on"), "/metrics").await;
+    let http = "http_request_method=\"GET\",http_response_status_code=\"200\",kn_route_tag=\"kn:disabled\",\
+                network_protocol_name=\"http\",network_protocol_version=\"1.1\",\
+                otel_scope_name=\"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp\",\
+                otel_scope_schema_url=\"\",otel_scope_version=\"0.69.0\"";
+    for expected in [
+        format!("http_client_request_duration_seconds_count{{{http},server_address=\"127.0.0.1\",server_port=\"{port}\",url_scheme=\"http\"}} 1"),
+        format!("http_server_response_body_size_bytes_sum{{{http},server_address=\"hello.example.com\",server_port=\"0\",url_scheme=\"http\"}} 5"),
+        "kn_serving_invocation_duration_seconds_bucket{http_response_status_code=\"200\",otel_scope_name=\"knative.dev/serving/pkg/queue\",otel_scope_schema_url=\"\",otel_scope_version=\"\",le=\"+Inf\"} 2".into(),
+        "kn_serving_queue_depth{otel_scope_name=\"knative.dev/serving/pkg/queue\",otel_scope_schema_url=\"\",otel_scope_version=\"\"} 1".into(),
+        "kn_route_tag=\"blue\"".into(),
+        "target_info{container_name=\"queue-proxy\",k8s_namespace_name=\"default\"".into(),
+    ] {
+        assert!(metrics.contains(&expected), "{expected}\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn server_timing_is_said_where_it_is_wanted() {
+    let port = program(|_| async { ok("hello") }).await;
+    let proxy = start(Config { server_timing: true, ..config(port) }).await;
+    let answer = get(Way::Short, proxy.serving_address(), "").await;
+    assert!(answer.contains("Server-Timing: queue;dur="), "{answer}");
+    let proxy = start(config(port)).await;
+    assert!(!get(Way::Short, proxy.serving_address(), "").await.contains("Server-Timing"));
+}
+
+#[tokio::test]
+async fn tls_serves_the_same_without_negotiation() {
+    let port = program(|head| async move { ok(&head) }).await;
+    let made = rcgen::generate_simple_self_signed(["kn-user-default".to_owned()]).expect("a certificate");
+    let folder = tempfile::tempdir().expect("writable");
+    std::fs::write(folder.path().join("tls.crt"), made.cert.pem()).expect("writable");
+    std::fs::write(folder.path().join("tls.key"), made.signing_key.serialize_pem()).expect("writable");
+    let proxy = start(Config { certificates: folder.path().into(), ..config(port) }).await;
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let name = rustls_pki_types::ServerName::try_from("kn-user-default").expect("a name");
+    let address = proxy.tls_address().expect("there is a certificate");
+    let connect = async || {
+        let stream = TcpStream::connect(address).await.expect("listening");
+        connector.connect(name.clone(), stream).await.expect("a handshake")
+    };
+    let mut stream = connect().await;
+    stream.write_all(b"GET /tls HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.expect("sent");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(String::from_utf8_lossy(&answer).contains("GET /tls HTTP/1.1"), "{}", String::from_utf8_lossy(&answer));
+
+    // HTTP/2 with prior knowledge inside: the server's preface is a SETTINGS frame.
+    let mut stream = connect().await;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).await.expect("a frame");
+    assert_eq!(frame[3], 4, "{frame:?}");
+}

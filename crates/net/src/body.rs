@@ -30,7 +30,17 @@ pub struct ResponseBody<G = ()> {
     source: Source,
     timer: Option<Timer>,
     guard: Option<G>,
+    observer: Option<Observer>,
 }
+
+/// Tells at the end how many bytes went out, and whether the body was broken off.
+struct Observer {
+    bytes: u64,
+    broken: bool,
+    end: Option<EndCallback>,
+}
+
+type EndCallback = Box<dyn FnOnce(u64, bool) + Send>;
 
 #[derive(Debug)]
 enum Source {
@@ -85,13 +95,13 @@ impl Body for RequestBody {
 
 impl<G> ResponseBody<G> {
     pub fn empty() -> Self {
-        Self { source: Source::Done, timer: None, guard: None }
+        Self { source: Source::Done, timer: None, guard: None, observer: None }
     }
 
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         let source = if bytes.is_empty() { Source::Done } else { Source::Full(bytes) };
-        Self { source, timer: None, guard: None }
+        Self { source, timer: None, guard: None, observer: None }
     }
 
     /// A backend's response, under the limits of `timer`; `guard` is dropped at its end.
@@ -99,7 +109,13 @@ impl<G> ResponseBody<G> {
         if body.is_end_stream() {
             return Self::empty();
         }
-        Self { source: Source::Stream(Box::new(body)), timer, guard: Some(guard) }
+        Self { source: Source::Stream(Box::new(body)), timer, guard: Some(guard), observer: None }
+    }
+
+    /// Calls `end` once, when the body has ended or is dropped, with the bytes that were taken from it and whether
+    /// the backend or a time limit broke it off.
+    pub fn on_end(&mut self, end: Box<dyn FnOnce(u64, bool) + Send>) {
+        self.observer = Some(Observer { bytes: 0, broken: false, end: Some(end) });
     }
 
     fn finish(&mut self) {
@@ -115,6 +131,36 @@ impl<G: Unpin> Body for ResponseBody<G> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        let polled = this.poll_source(cx);
+        if let (Some(observer), Poll::Ready(frame)) = (&mut this.observer, &polled) {
+            match frame {
+                Some(Ok(frame)) => observer.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+                Some(Err(_)) => observer.broken = true,
+                None => {}
+            }
+            if matches!(this.source, Source::Done) {
+                this.observer = None;
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.source, Source::Done)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Done => SizeHint::with_exact(0),
+            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+impl<G> ResponseBody<G> {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self;
         let body = match &mut this.source {
             Source::Stream(body) => body,
             Source::Done => return Poll::Ready(None),
@@ -150,16 +196,20 @@ impl<G: Unpin> Body for ResponseBody<G> {
             Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(message.as_bytes())))))
         }
     }
+}
 
-    fn is_end_stream(&self) -> bool {
-        matches!(self.source, Source::Done)
+// === impl Observer ===
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Observer({} bytes)", self.bytes)
     }
+}
 
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Done => SizeHint::with_exact(0),
-            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Stream(body) => body.size_hint(),
+impl Drop for Observer {
+    fn drop(&mut self) {
+        if let Some(end) = self.end.take() {
+            end(self.bytes, self.broken);
         }
     }
 }

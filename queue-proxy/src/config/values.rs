@@ -50,6 +50,10 @@ impl<'a> Variables<'a> {
         Ok(self.parsed(name, "a port", |text| text.parse().ok())?.expect("it is set"))
     }
 
+    pub(super) fn optional_port(&self, name: &'static str) -> Result<Option<u16>, ConfigError> {
+        self.parsed(name, "a port", |text| text.parse().ok())
+    }
+
     /// `300ms`, `2s`, `1m`, or several of them in a row.
     pub(super) fn duration(&self, name: &'static str) -> Result<Option<Duration>, ConfigError> {
         self.parsed(name, "a duration such as 300ms or 2s", |text| {
