@@ -1,5 +1,7 @@
 //! The sidecar over real sockets: what a gateway, a program, the kubelet and the autoscaler see.
 
+mod wire;
+
 use std::{
     net::SocketAddr,
     sync::{
