@@ -34,9 +34,9 @@ use tokio::{
 use self::{backends::Backends, buffers::Buffer, clock::Clock};
 use crate::chain::Chain;
 
-pub use self::{
+pub(crate) use self::{
     chunks::Chunks,
-    head::{request as parse_request, response as parse_response},
+    head::{Framing, Incoming, request as parse_request, response as parse_response},
 };
 
 /// How long a client may take to send a head.

@@ -14,6 +14,8 @@ mod config;
 mod direct;
 mod drain;
 mod forwarded;
+#[doc(hidden)]
+pub mod fuzz;
 mod log;
 mod metrics;
 mod observed;
@@ -26,8 +28,6 @@ mod stats;
 mod tls;
 
 pub use config::{Config, ConfigError, Environment, Observability, TlsRange};
-#[doc(hidden)] // For the fuzz targets.
-pub use direct::{Chunks, parse_request, parse_response};
 pub use drain::DrainRule;
 pub use log::init as init_logging;
 pub use probe::{Probe, Prober};

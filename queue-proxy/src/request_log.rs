@@ -106,6 +106,13 @@ impl RequestLog {
     }
 }
 
+/// For the fuzz target: parses `text` and renders it with fields that all have a value.
+pub(crate) fn try_template(text: &str) {
+    if let Ok(template) = Template::parse(text) {
+        let _ = template.render(&|path| Some(Value::Text(path.join("."))));
+    }
+}
+
 fn target(seen: &Seen) -> String {
     if seen.version == Version::HTTP_2 {
         seen.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string)

@@ -245,4 +245,67 @@ mod tests {
         assert!(poll(second.as_mut()).is_pending());
         assert!(poll(first.as_mut()).is_ready());
     }
+
+    /// Arrivals, cancels, ends and changes of capacity in any order, from fixed seeds.
+    #[test]
+    fn no_slot_is_lost_or_made_up_in_any_order_of_events() {
+        use std::{
+            pin::Pin,
+            task::{Context, Poll, Waker},
+        };
+        type Waiting<'a> = Pin<Box<dyn Future<Output = Result<Slot, QueueFull>> + 'a>>;
+        for seed in 1..=300_u64 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut below = |bound: usize| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state % bound.max(1) as u64) as usize
+            };
+            let (depth, mut capacity) = (below(6), 1 + below(4));
+            let breaker = Breaker::new(depth, capacity);
+            let mut waiting: Vec<Waiting<'_>> = Vec::new();
+            let mut running: Vec<Slot> = Vec::new();
+            let cx = &mut Context::from_waker(Waker::noop());
+            for _ in 0..400 {
+                match below(6) {
+                    0 | 1 => {
+                        let mut arrival: Waiting<'_> = Box::pin(breaker.acquire());
+                        match arrival.as_mut().poll(cx) {
+                            Poll::Ready(Ok(slot)) => running.push(slot),
+                            Poll::Ready(Err(QueueFull)) => assert_eq!(waiting.len(), depth, "seed {seed}"),
+                            Poll::Pending => waiting.push(arrival),
+                        }
+                    }
+                    2 if !waiting.is_empty() => drop(waiting.swap_remove(below(waiting.len()))),
+                    3 | 4 if !running.is_empty() => drop(running.swap_remove(below(running.len()))),
+                    5 if below(4) == 0 => {
+                        capacity = below(5);
+                        breaker.resize(capacity);
+                    }
+                    _ => {}
+                }
+                let before = running.len();
+                let mut still = Vec::new();
+                for mut one in waiting {
+                    match one.as_mut().poll(cx) {
+                        Poll::Ready(Ok(slot)) => running.push(slot),
+                        Poll::Ready(Err(QueueFull)) => panic!("seed {seed}: refused after it was let in"),
+                        Poll::Pending => still.push(one),
+                    }
+                }
+                waiting = still;
+                assert!(running.len() <= capacity.max(before), "seed {seed}: {} run of {capacity}", running.len());
+                assert!(
+                    waiting.is_empty() || running.len() >= capacity,
+                    "seed {seed}: a free slot and someone waiting"
+                );
+                assert_eq!((breaker.executing(), breaker.waiting()), (running.len(), waiting.len()), "seed {seed}");
+            }
+            drop((waiting, running));
+            assert_eq!(breaker.in_flight(), 0, "seed {seed}");
+            let all: Vec<_> = std::iter::from_fn(|| breaker.try_acquire()).collect();
+            assert_eq!(all.len(), capacity, "seed {seed}");
+        }
+    }
 }

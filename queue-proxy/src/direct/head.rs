@@ -14,20 +14,20 @@ const MAX_RESPONSE_HEADERS: usize = 256;
 
 /// A request that was rewritten for the next hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plain {
+pub(crate) struct Plain {
     /// Bytes of the head as received; the body follows.
-    pub head: usize,
-    pub body: usize,
+    pub(crate) head: usize,
+    pub(crate) body: usize,
     /// `HEAD`: the answer has no body, whatever it says.
-    pub bodiless: bool,
+    pub(crate) bodiless: bool,
     /// May be sent twice.
-    pub repeatable: bool,
+    pub(crate) repeatable: bool,
     /// An activator counts it too.
-    pub proxied: bool,
+    pub(crate) proxied: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Incoming {
+pub(crate) enum Incoming {
     Partial,
     Plain(Plain),
     /// Not for us.
@@ -36,7 +36,7 @@ pub enum Incoming {
 
 /// How a response ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
+pub(crate) enum Framing {
     Length(u64),
     Chunked,
     /// With its connection.
@@ -45,22 +45,22 @@ pub enum Framing {
 
 /// A response's head that was rewritten for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
-    pub head: usize,
-    pub status: u16,
-    pub framing: Framing,
+pub(crate) struct Answer {
+    pub(crate) head: usize,
+    pub(crate) status: u16,
+    pub(crate) framing: Framing,
     /// The backend's connection may carry another request afterwards.
-    pub reusable: bool,
+    pub(crate) reusable: bool,
 }
 
 /// The backend's answer is not HTTP/1 as it should be.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed HTTP response: {0}")]
-pub struct Malformed(&'static str);
+pub(crate) struct Malformed(&'static str);
 
 /// Looks at the request that `input` starts with; if it is plain, `out` becomes its head for the next hop. `peer` is
 /// the address to add to `X-Forwarded-For`.
-pub fn request(input: &[u8], peer: &str, out: &mut Vec<u8>) -> Incoming {
+pub(crate) fn request(input: &[u8], peer: &str, out: &mut Vec<u8>) -> Incoming {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_REQUEST_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
     let head = match parsed.parse_with_uninit_headers(input, &mut fields) {
@@ -115,7 +115,12 @@ pub fn request(input: &[u8], peer: &str, out: &mut Vec<u8>) -> Incoming {
 ///
 /// # Errors
 /// What makes it unusable.
-pub fn response(input: &[u8], bodiless: bool, date: &[u8], out: &mut Vec<u8>) -> Result<Option<Answer>, Malformed> {
+pub(crate) fn response(
+    input: &[u8],
+    bodiless: bool,
+    date: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<Option<Answer>, Malformed> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_RESPONSE_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
