@@ -10,18 +10,20 @@ use std::{
 };
 
 use http::{
-    Request, Response, StatusCode,
+    Request, Response, StatusCode, Version,
     header::{self, HeaderMap, HeaderValue},
 };
+use http_body::Body as _;
 use hyper::body::Incoming;
-use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, Timer, headers};
+use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, SendFailure, Timer, headers};
 
 use crate::{
+    dispatch::{Attempt, Failure, dispatch},
     metrics::Metrics,
     revisions::{Revision, Revisions, Watches},
     sink::Status,
     stats::{Counted, Reporter},
-    throttler::{Lease, Refused},
+    throttler::{Lease, Refused, Turn},
 };
 
 pub(crate) type Body = ResponseBody<Ticket>;
@@ -29,8 +31,12 @@ pub(crate) type Body = ResponseBody<Ticket>;
 /// How far this process's watch may lag behind the gateway's.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// How often a request that no pod has seen yet is sent again.
-const ATTEMPTS: usize = 20;
+/// Memory that a request takes besides its headers and body, and a header besides its text.
+const REQUEST: usize = 2048;
+const HEADER: usize = 64;
+/// What is received of a body that nobody reads: over HTTP/1.1, and at most over HTTP/2.
+const BUFFER: usize = 8 << 10;
+const WINDOW: usize = 1 << 20;
 
 /// What every request meets.
 pub(crate) struct Handler {
@@ -165,25 +171,50 @@ async fn proxy(
         map.insert(headers::ORIGINAL_HOST.clone(), host);
     }
     map.insert(headers::PROXY_REQUEST.clone(), HeaderValue::from_static(headers::ACTIVATOR));
-    let mut cold = revision.throttler.is_empty().then(Instant::now);
-    let mut attempt = 1;
-    loop {
-        let lease = revision.throttler.acquire().await.map_err(refuse)?;
-        if let Some(arrived) = cold.take() {
-            metrics.cold_start(revision, arrived.elapsed());
+    let cold = revision.throttler.is_empty().then(Instant::now);
+    let turn = Turn::new(weight(&outbound));
+    let mut sending = Sending { outbound, revision, metrics, cold };
+    match dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await {
+        Ok((response, lease)) => Ok((sending.outbound, response, lease)),
+        Err(Failure::Refused(refused)) => Err(refuse(refused)),
+        Err(Failure::Send(failure)) => Err(Box::new(net::bad_gateway(&failure))),
+    }
+}
+
+/// What a request that waits holds: its headers, and what may be received of its body before anyone reads it.
+fn weight(outbound: &Outbound) -> usize {
+    let request = &outbound.request;
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER);
+    let body = request.body().size_hint();
+    let window = if request.version() == Version::HTTP_2 { WINDOW } else { BUFFER };
+    let body = body.upper().map_or(window, |length| usize::try_from(length).unwrap_or(window).min(window));
+    REQUEST + headers.sum::<usize>() + body
+}
+
+/// One request on its way to pods.
+struct Sending<'a> {
+    outbound: Outbound,
+    revision: &'a Revision,
+    metrics: &'a Metrics,
+    cold: Option<Instant>,
+}
+
+impl Attempt for Sending<'_> {
+    type Answer = Response<PooledBody>;
+
+    fn admitted(&mut self) {
+        if let Some(arrived) = self.cold.take() {
+            self.metrics.cold_start(self.revision, arrived.elapsed());
         }
-        let failure = match outbound.send(lease.pod().pool()).await {
-            Ok(response) => return Ok((outbound, response, lease)),
-            Err(failure) => failure,
-        };
-        if !failure.unsent || attempt == ATTEMPTS {
-            return Err(Box::new(net::bad_gateway(&failure)));
+    }
+
+    async fn send(&mut self, lease: &Lease) -> Result<Self::Answer, SendFailure> {
+        let result = self.outbound.send(lease.pod().pool()).await;
+        if result.is_err() {
+            // Each pod is addressed by its own name.
+            self.outbound.headers_mut().remove(header::HOST);
         }
-        tracing::debug!(revision = %revision.key, pod = %lease.pod().address(), error = %failure, "sending elsewhere");
-        attempt += 1;
-        revision.backends.failed(lease.pod());
-        // Each pod is addressed by its own name.
-        outbound.headers_mut().remove(header::HOST);
+        result
     }
 }
 

@@ -11,15 +11,19 @@
 //! with a request that the pod's sidecar holds until it is ready; and the pod's first success releases all waiters.
 
 mod backends;
+mod clock;
+mod dispatch;
 mod handler;
 mod metrics;
 mod options;
 mod probe;
 mod revisions;
 mod server;
+#[cfg(test)]
+mod simulation;
 mod sink;
 mod stats;
 mod throttler;
 
-pub use options::{Options, ParseError};
+pub use options::{Bound, Options, ParseError};
 pub use server::{Error, Handle, run};

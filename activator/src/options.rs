@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
+pub use crate::throttler::Bound;
+
 /// How an activator runs.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -19,10 +21,10 @@ pub struct Options {
     pub pod_ip: String,
     /// How long one probe of a pod may take before it is repeated on a new connection.
     pub probe_limit: Duration,
-    /// Requests that may wait for one revision.
-    pub max_waiting: usize,
-    /// Requests that may wait in all.
-    pub max_waiting_total: usize,
+    /// Requests that may wait.
+    pub max_waiting: Bound,
+    /// Bytes that waiting requests may hold (their headers, and what is received of their bodies).
+    pub max_waiting_bytes: Bound,
     /// How long to go on after probes have begun to fail, until nobody sends requests any more.
     pub lame_duck: Duration,
     /// How long requests in flight may take after that.
@@ -52,8 +54,8 @@ impl Default for Options {
             pod_name: "activator".to_owned(),
             pod_ip: "127.0.0.1".to_owned(),
             probe_limit: Duration::from_secs(1),
-            max_waiting: 10_000,
-            max_waiting_total: 50_000,
+            max_waiting: Bound { per_revision: 20_000, total: 50_000 },
+            max_waiting_bytes: Bound { per_revision: 64 << 20, total: 160 << 20 },
             lame_duck: Duration::ZERO,
             drain_limit: Duration::from_secs(10),
         }

@@ -4,8 +4,13 @@
 //! side repeats is only what cannot be held: a sidecar that does not listen yet, or one (upstream's) that says no at
 //! once. The pause grows with the time that has passed, from a millisecond: a twentieth of it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
+use controller::Tasks;
 use http::{
     Request, StatusCode, Uri,
     header::{self, HeaderValue},
@@ -13,14 +18,44 @@ use http::{
 use http_body_util::BodyExt;
 use net::{RequestBody, headers};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::throttler::Pod;
+use crate::{
+    backends::{Backends, Prober},
+    throttler::Pod,
+};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(200);
 
+/// Asks over the pod's own connections, so that the first request finds one open.
+pub(crate) struct Probes {
+    pub(crate) tasks: Tasks,
+    /// How long one question may take before it is asked again on a new connection.
+    pub(crate) limit: Duration,
+}
+
+// === impl Probes ===
+
+impl Prober for Probes {
+    fn start(&self, pod: Arc<Pod>, asker: Weak<Backends>) -> DropGuard {
+        let token = CancellationToken::new();
+        let (cancelled, limit) = (token.clone(), self.limit);
+        self.tasks.spawn("probe", async move {
+            tokio::select! {
+                () = cancelled.cancelled() => return,
+                () = until_ready(&pod, limit) => {}
+            }
+            if let Some(asker) = asker.upgrade() {
+                asker.succeeded(&pod);
+            }
+        });
+        token.drop_guard()
+    }
+}
+
 /// Completes when the pod says that it is ready. Dropping the future stops asking.
-pub(crate) async fn until_ready(pod: &Pod, limit: Duration) {
+async fn until_ready(pod: &Pod, limit: Duration) {
     let started = Instant::now();
     loop {
         match timeout(limit, ask(pod)).await {

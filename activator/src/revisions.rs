@@ -1,16 +1,17 @@
-//! The revisions there are, kept up to date by two watches: Revisions, and the Endpoints of their private services.
+//! The revisions there are, kept up to date by watches: Revisions, the Endpoints of their private services (the pods),
+//! and those of their public services (which tell the activators that share a revision).
 //!
-//! The two watches run side by side. Each one's cache shows a change before its handler runs, and a revision's backends
+//! The watches run side by side. Each one's cache shows a change before its handler runs, and a revision's backends
 //! are always computed from what the cache shows then, one computation at a time: whichever handler comes last sees
 //! everything, and no order between them is needed.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use api::{
     keys::{networking, serving},
     serving::v1,
 };
-use controller::{Cache, Change, Context, ObjectKey, Tasks};
+use controller::{Cache, Change, Context, ObjectKey};
 use dashmap::DashMap;
 use k8s_openapi::api::core::v1::Endpoints;
 use kube::ResourceExt;
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
-    backends::{Addresses, Backends, Treatment},
+    backends::{Addresses, Backends, Peers, Prober, Treatment},
     stats::Activity,
     throttler::{QueueLimit, Throttler},
 };
@@ -47,22 +48,24 @@ pub(crate) struct Revisions {
     by_key: DashMap<String, Arc<Revision>>,
     created: Notify,
     limit: Arc<QueueLimit>,
-    probe_limit: Duration,
-    tasks: Tasks,
+    prober: Arc<dyn Prober>,
+    /// This activator's address, as the public Endpoints list it.
+    own: Option<IpAddr>,
 }
 
 /// The watches that keep a table up to date.
 #[derive(Clone)]
 pub(crate) struct Watches {
     revisions: Cache<v1::Revision>,
-    endpoints: Cache<Endpoints>,
+    private: Cache<Endpoints>,
+    public: Cache<Endpoints>,
 }
 
 // === impl Revisions ===
 
 impl Revisions {
-    pub(crate) fn new(limit: Arc<QueueLimit>, probe_limit: Duration, tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { by_key: DashMap::new(), created: Notify::new(), limit, probe_limit, tasks })
+    pub(crate) fn new(limit: Arc<QueueLimit>, prober: Arc<dyn Prober>, own: Option<IpAddr>) -> Arc<Self> {
+        Arc::new(Self { by_key: DashMap::new(), created: Notify::new(), limit, prober, own })
     }
 
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Revision>> {
@@ -97,7 +100,7 @@ impl Revisions {
         }
     }
 
-    fn apply(&self, object: &v1::Revision, endpoints: &Cache<Endpoints>) {
+    fn apply(&self, object: &v1::Revision, private: &Cache<Endpoints>, public: &Cache<Endpoints>) {
         let key = ObjectKey::of(object);
         let uid = object.uid().unwrap_or_default();
         let text = key.to_string();
@@ -112,7 +115,8 @@ impl Revisions {
             None => self.create(key, uid, object),
         };
         self.by_key.insert(text, revision.clone());
-        revision.refresh(endpoints);
+        revision.refresh(private);
+        revision.place(public, self.own);
         self.created.notify_waiters();
     }
 
@@ -132,7 +136,6 @@ impl Revisions {
         let treatment = Treatment {
             concurrency: spec.container_concurrency.and_then(|value| usize::try_from(value).ok()).unwrap_or(0),
             probe_early: probe_early(spec),
-            probe_limit: self.probe_limit,
         };
         Arc::new(Revision {
             key,
@@ -144,7 +147,7 @@ impl Revisions {
                 idle: seconds(spec.idle_timeout_seconds),
                 message: TIMEOUT_MESSAGE,
             },
-            backends: Backends::new(throttler.clone(), treatment, self.tasks.clone()),
+            backends: Backends::new(throttler.clone(), treatment, self.prober.clone()),
             throttler,
             refreshing: Mutex::new(()),
             activity: Mutex::new(None),
@@ -153,11 +156,15 @@ impl Revisions {
 
     /// Starts to watch.
     pub(crate) fn watch(self: &Arc<Self>, ctx: &Context) -> Watches {
-        let private = format!("{}={}", networking::SERVICE_TYPE, networking::SERVICE_TYPE_PRIVATE);
-        let endpoints = Cache::<Endpoints>::builder()
-            .label_selector(&format!("{private},{},{}", serving::REVISION, serving::REVISION_UID))
-            .index(BY_REVISION, |endpoints| revision_of(endpoints).into_iter().collect())
-            .start(ctx);
+        let services = |kind| {
+            let kind = format!("{}={kind}", networking::SERVICE_TYPE);
+            Cache::<Endpoints>::builder()
+                .label_selector(&format!("{kind},{}", serving::REVISION))
+                .index(BY_REVISION, |endpoints| revision_of(endpoints).into_iter().collect())
+                .start(ctx)
+        };
+        let private = services(networking::SERVICE_TYPE_PRIVATE);
+        let public = services(networking::SERVICE_TYPE_PUBLIC);
         let revisions = Cache::<v1::Revision>::builder()
             .transform(|revision| {
                 revision.status = None;
@@ -165,25 +172,49 @@ impl Revisions {
             })
             .start(ctx);
 
-        let (table, cache) = (self.clone(), endpoints.clone());
+        let (table, caches) = (self.clone(), (private.clone(), public.clone()));
         revisions.on_event(move |change| match change {
-            Change::Applied { new, .. } => table.apply(new, &cache),
+            Change::Applied { new, .. } => table.apply(new, &caches.0, &caches.1),
             Change::Deleted(revision) => table.delete(revision),
         });
-        let (table, cache) = (self.clone(), endpoints.clone());
-        endpoints.on_event(move |change| {
-            let key = revision_of(change.object());
-            if let Some(revision) = key.and_then(|key| table.by_key.get(&key).map(|entry| entry.clone())) {
+        let (table, cache) = (self.clone(), private.clone());
+        private.on_event(move |change| {
+            if let Some(revision) = table.of(change.object()) {
                 revision.refresh(&cache);
             }
         });
-        Watches { revisions, endpoints }
+        let (table, cache) = (self.clone(), public.clone());
+        public.on_event(move |change| {
+            if let Some(revision) = table.of(change.object()) {
+                revision.place(&cache, table.own);
+            }
+        });
+        Watches { revisions, private, public }
+    }
+
+    fn of(&self, endpoints: &Endpoints) -> Option<Arc<Revision>> {
+        self.by_key.get(&revision_of(endpoints)?).map(|entry| entry.clone())
     }
 }
 
 // === impl Revision ===
 
 impl Revision {
+    /// One outside of any table.
+    #[cfg(test)]
+    pub(crate) fn alone(name: &str, throttler: Throttler, backends: Arc<Backends>) -> Arc<Self> {
+        Arc::new(Self {
+            key: ObjectKey { namespace: "default".to_owned(), name: name.to_owned() },
+            uid: String::new(),
+            protocol: "http1",
+            limits: Limits { total: DEFAULT_TIMEOUT, response_start: None, idle: None, message: TIMEOUT_MESSAGE },
+            backends,
+            throttler,
+            refreshing: Mutex::new(()),
+            activity: Mutex::new(None),
+        })
+    }
+
     /// Requests here, waiting or under way.
     pub(crate) fn concurrency(&self) -> u64 {
         self.activity.lock().as_ref().map_or(0, Activity::concurrency)
@@ -197,6 +228,15 @@ impl Revision {
         }
         self.backends.update(&addresses);
     }
+
+    fn place(&self, public: &Cache<Endpoints>, own: Option<IpAddr>) {
+        let _one_at_a_time = self.refreshing.lock();
+        let Some(own) = own.filter(|_| self.backends.are_divided()) else { return };
+        let listed = public.by_index(BY_REVISION, &self.key.to_string());
+        if let Some(peers) = listed.iter().find_map(|endpoints| Peers::find(endpoints, own, self.protocol)) {
+            self.backends.set_peers(peers);
+        }
+    }
 }
 
 // === impl Watches ===
@@ -204,11 +244,12 @@ impl Revision {
 impl Watches {
     pub(crate) async fn synced(&self) {
         self.revisions.synced().await;
-        self.endpoints.synced().await;
+        self.private.synced().await;
+        self.public.synced().await;
     }
 }
 
-/// The key of the revision that a private service's Endpoints belong to.
+/// The key of the revision that a service's Endpoints belong to.
 fn revision_of(endpoints: &Endpoints) -> Option<String> {
     let name = endpoints.labels().get(serving::REVISION)?;
     Some(format!("{}/{name}", endpoints.namespace()?))

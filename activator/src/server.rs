@@ -15,7 +15,8 @@ use net::{Connections, InFlight};
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    Options, handler::Handler, metrics::Metrics, revisions::Revisions, sink, stats::Reporter, throttler::QueueLimit,
+    Options, handler::Handler, metrics::Metrics, probe::Probes, revisions::Revisions, sink, stats::Reporter,
+    throttler::QueueLimit,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +45,9 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
     let http = net::listen(options.listen_http).await?;
     let h2c = net::listen(options.listen_h2c).await?;
 
-    let limit = QueueLimit::new(options.max_waiting, options.max_waiting_total);
-    let revisions = Revisions::new(limit, options.probe_limit, ctx.tasks.clone());
+    let prober = Probes { tasks: ctx.tasks.clone(), limit: options.probe_limit };
+    let limit = QueueLimit::new(options.max_waiting, options.max_waiting_bytes);
+    let revisions = Revisions::new(limit, Arc::new(prober), options.pod_ip.parse().ok());
     let watches = revisions.watch(&ctx);
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());

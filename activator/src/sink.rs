@@ -123,9 +123,8 @@ impl Connection {
                     self.status.connected.store(true, Ordering::Release);
                     self.status.ever.store(true, Ordering::Release);
                     tracing::info!(autoscaler = self.address, "connected");
-                    // What is queued is stale, and the snapshot, taken afterwards, replaces it.
-                    while self.messages.try_recv().is_ok() {}
-                    let ended = self.serve(socket, snapshot()).await;
+                    let first = self.first_message(&snapshot);
+                    let ended = self.serve(socket, first).await;
                     self.status.connected.store(false, Ordering::Release);
                     pause = FIRST_PAUSE;
                     ended
@@ -139,6 +138,18 @@ impl Connection {
                 pause = pause.mul_f64(GROWTH).min(LAST_PAUSE);
             }
         }
+    }
+
+    /// What is queued is stale, and the snapshot, taken afterwards, replaces it.
+    pub(crate) fn first_message(&mut self, snapshot: impl Fn() -> WireStatMessages) -> WireStatMessages {
+        while self.messages.try_recv().is_ok() {}
+        snapshot()
+    }
+
+    /// The next message for a connection that is open.
+    #[cfg(test)]
+    pub(crate) async fn next_message(&mut self) -> Option<WireStatMessages> {
+        self.messages.recv().await
     }
 
     async fn connect(&self) -> Result<WebSocketStream<TcpStream>, Ended> {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use proto::{Stat, WireStatMessage, WireStatMessages};
 use tokio::sync::Notify;
 
-use crate::{revisions::Revision, sink::Sink};
+use crate::{clock, revisions::Revision, sink::Sink};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -45,7 +45,7 @@ impl Reporter {
 
     /// Counts a request, and wakes the revision if it is the first.
     pub(crate) fn enter(&self, revision: &Arc<Revision>) -> Counted {
-        let now = Instant::now();
+        let now = clock::now();
         let mut slot = revision.activity.lock();
         if let Some(activity) = &mut *slot {
             activity.requests.enter(now, false);
@@ -69,10 +69,15 @@ impl Reporter {
                 self.activated.notified().await;
             }
             tokio::time::sleep(PERIOD).await;
-            let messages = self.report(Instant::now());
-            if !messages.is_empty() {
-                self.sink.send(WireStatMessages { messages });
-            }
+            self.tick(clock::now());
+        }
+    }
+
+    /// Reports the period that ends now.
+    pub(crate) fn tick(&self, now: Instant) {
+        let messages = self.report(now);
+        if !messages.is_empty() {
+            self.sink.send(WireStatMessages { messages });
         }
     }
 
@@ -135,7 +140,7 @@ impl Activity {
 impl Drop for Counted {
     fn drop(&mut self) {
         if let Some(activity) = &mut *self.0.activity.lock() {
-            activity.requests.leave(Instant::now(), false);
+            activity.requests.leave(clock::now(), false);
         }
     }
 }

@@ -4,32 +4,55 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
 };
 
 use net::{Pool, PoolOptions};
 
+/// What identifies a pod: its address, and its uid as far as known, since addresses are used again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) uid: Box<str>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pod {
+    endpoint: Endpoint,
     pool: Pool,
     in_flight: AtomicUsize,
     /// Requests at once; `usize::MAX` without containerConcurrency.
     capacity: usize,
+    /// The last change of the pods in use that included it; 0 while it is not in use.
+    generation: AtomicU64,
+}
+
+// === impl Endpoint ===
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, uid: Box::default() }
+    }
 }
 
 // === impl Pod ===
 
 impl Pod {
     /// A pod that takes `concurrency` requests at once, 0 for any number.
-    pub(crate) fn new(address: SocketAddr, concurrency: usize) -> Arc<Self> {
+    pub(crate) fn new(endpoint: Endpoint, concurrency: usize) -> Arc<Self> {
         let capacity = if concurrency == 0 { usize::MAX } else { concurrency };
         let options = PoolOptions { max_idle: 100, title_case: false, ..PoolOptions::default() };
-        Arc::new(Self { pool: Pool::new(address, options), in_flight: AtomicUsize::new(0), capacity })
+        let pool = Pool::new(endpoint.address, options);
+        Arc::new(Self { endpoint, pool, in_flight: AtomicUsize::new(0), capacity, generation: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.pool.address()
+        self.endpoint.address
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -38,6 +61,21 @@ impl Pod {
 
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(SeqCst)
+    }
+
+    /// False while the pod may get no request.
+    pub(crate) fn is_open(&self) -> bool {
+        self.generation.load(SeqCst) != 0
+    }
+
+    pub(super) fn open(&self, generation: u64) {
+        self.generation.store(generation, SeqCst);
+    }
+
+    pub(super) fn close_before(&self, generation: u64) {
+        if self.generation.load(SeqCst) != generation {
+            self.generation.store(0, SeqCst);
+        }
     }
 
     pub(super) fn release(&self) {

@@ -146,6 +146,14 @@ pub struct SendFailure {
     pub unsent: bool,
 }
 
+// === impl SendFailure ===
+
+impl SendFailure {
+    pub fn new(message: impl Into<String>, unsent: bool) -> Self {
+        Self { message: message.into(), unsent }
+    }
+}
+
 /// The client's response: the backend's, under the limits of `timer`, holding `guard` to its end. After an upgrade
 /// the two connections are joined, and the tunnel holds them.
 pub fn respond<G>(

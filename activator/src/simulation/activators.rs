@@ -1,0 +1,291 @@
+//! The activators: the real throttler, backends and reports, around models of everything else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::future::{Either, select};
+use net::SendFailure;
+use parking_lot::Mutex;
+use proto::WireStatMessages;
+
+use super::{
+    cluster::{Probes, Revision, Work},
+    executor::Executor,
+};
+use crate::{
+    backends::{Addresses, Backends, Peers, Treatment},
+    clock,
+    dispatch::{Attempt, Failure, dispatch},
+    revisions,
+    sink::{self, Connection},
+    stats::Reporter,
+    throttler::{Bound, Endpoint, Lease, QueueLimit, Throttler, Turn},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// One activator.
+pub(super) struct Activator {
+    executor: Executor,
+    pub(super) handlers: Vec<Handler>,
+    limit: Arc<QueueLimit>,
+    reporter: Arc<Reporter>,
+    probes: Arc<Mutex<usize>>,
+}
+
+/// Its part for one revision.
+pub(super) struct Handler {
+    pub(super) model: Arc<Revision>,
+    revision: Arc<revisions::Revision>,
+    view: Mutex<Addresses>,
+    /// Every pod there was, to find what was not given back.
+    pods: Mutex<Vec<Arc<crate::throttler::Pod>>>,
+    order: Mutex<Order>,
+}
+
+/// Who waits, in the order in which they began to.
+#[derive(Default)]
+struct Order {
+    next: u64,
+    waiting: BTreeSet<u64>,
+    /// The last one who was let in since nothing could run.
+    admitted: Option<u64>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Status(u16),
+    Cancelled,
+}
+
+struct Request<'a> {
+    handler: &'a Handler,
+    delivered: bool,
+    number: u64,
+}
+
+// === impl Activator ===
+
+impl Activator {
+    pub(super) fn start(executor: &Executor, number: u64, models: &[Arc<Revision>]) -> Arc<Self> {
+        let limit =
+            QueueLimit::new(Bound { per_revision: 60, total: 150 }, Bound { per_revision: 1 << 20, total: 1 << 20 });
+        let probes = Arc::new(Mutex::new(0));
+        let (sink, connection) = sink::new("ws://autoscaler:8080");
+        let reporter = Reporter::new(format!("activator-{number}"), sink);
+        let handlers = models.iter().map(|model| Handler::new(model.clone(), limit.clone(), probes.clone())).collect();
+        let activator = Arc::new(Self { executor: executor.clone(), handlers, limit, reporter, probes });
+        executor.spawn(activator.clone().connect(connection));
+        let this = activator.clone();
+        executor.spawn(async move {
+            loop {
+                this.executor.sleep(SECOND).await;
+                this.reporter.tick(clock::now());
+            }
+        });
+        for index in 0..activator.handlers.len() {
+            executor.spawn(activator.clone().watch(index));
+        }
+        activator
+    }
+
+    /// The connection to the autoscaler, which breaks now and then.
+    async fn connect(self: Arc<Self>, mut connection: Connection) {
+        let calm = || self.handlers[0].model.is_calm();
+        loop {
+            if !calm() {
+                self.executor.sleep(self.executor.up_to(3 * SECOND)).await;
+            }
+            self.deliver(connection.first_message(|| self.reporter.snapshot()));
+            let mut cut = self.executor.sleep(self.executor.up_to(10 * SECOND));
+            loop {
+                match select(Box::pin(connection.next_message()), &mut cut).await {
+                    Either::Left((Some(message), _)) => self.deliver(message),
+                    Either::Left((None, _)) => return,
+                    Either::Right(_) if calm() => cut = self.executor.sleep(1000 * SECOND),
+                    Either::Right(_) => break,
+                }
+            }
+        }
+    }
+
+    fn deliver(&self, messages: WireStatMessages) {
+        for message in messages.messages {
+            let stat = message.stat.unwrap_or_default();
+            if stat.average_concurrent_requests > 0.0
+                && let Some(handler) = self.handlers.iter().find(|handler| handler.model.name == message.name)
+            {
+                handler.model.wanted();
+            }
+        }
+    }
+
+    /// The watch of endpoints: late, twice, and sometimes stale. What it tells last is true.
+    async fn watch(self: Arc<Self>, index: usize) {
+        let handler = &self.handlers[index];
+        loop {
+            self.executor.sleep(Duration::from_millis(1) + self.executor.up_to(SECOND / 2)).await;
+            let stale = !handler.model.is_calm() && self.executor.chance(20);
+            let told = if stale { handler.model.stale_endpoints() } else { handler.model.endpoints() };
+            if *handler.view.lock() != told || self.executor.chance(10) {
+                *handler.view.lock() = told.clone();
+                handler.revision.backends.update(&told);
+                handler.remember();
+            }
+        }
+    }
+
+    /// Where it stands among the others.
+    pub(super) fn place(&self, index: usize, count: usize) {
+        for handler in &self.handlers {
+            handler.revision.backends.set_peers(Peers { index, count });
+        }
+    }
+
+    /// One request from its arrival to the end of its response.
+    pub(super) async fn request(self: Arc<Self>, index: usize, patience: Duration, limit: Duration) -> Outcome {
+        let handler = &self.handlers[index];
+        let _counted = self.reporter.enter(&handler.revision);
+        let number = handler.order.lock().arrive();
+        let mut request = Request { handler, delivered: false, number };
+        let executor = &self.executor;
+        let outcome = {
+            let work = async {
+                let turn = Turn::new(100);
+                let revision = &handler.revision;
+                match dispatch(&revision.throttler, &revision.backends, turn, &mut request).await {
+                    Ok((work, lease)) => {
+                        executor.sleep(executor.up_to(SECOND / 10)).await;
+                        let status = work.status;
+                        drop(work);
+                        drop(lease);
+                        Outcome::Status(status)
+                    }
+                    Err(Failure::Refused(_)) => Outcome::Status(503),
+                    Err(Failure::Send(_)) => Outcome::Status(502),
+                }
+            };
+            let timeout = select(Box::pin(work), executor.sleep(limit));
+            let limited = async {
+                match timeout.await {
+                    Either::Left((outcome, _)) => outcome,
+                    Either::Right(_) => Outcome::Status(504),
+                }
+            };
+            match select(Box::pin(limited), executor.sleep(patience)).await {
+                Either::Left((outcome, _)) => outcome,
+                Either::Right(_) => Outcome::Cancelled,
+            }
+        };
+        handler.order.lock().waiting.remove(&number);
+        outcome
+    }
+
+    /// What holds whenever nothing can run without time passing.
+    pub(super) fn check(&self) {
+        for handler in &self.handlers {
+            handler.check();
+        }
+    }
+
+    /// What holds when all requests have ended.
+    pub(super) fn check_idle(&self) {
+        assert_eq!(self.limit.held(), (0, 0), "places in the queue leaked");
+        assert_eq!(*self.probes.lock(), 0, "probes go on though every pod is ready");
+        assert!(self.reporter.active().is_empty(), "a revision without requests is still reported");
+        for handler in &self.handlers {
+            assert_eq!(handler.revision.throttler.waiting(), 0, "waiters leaked");
+            for pod in &*handler.pods.lock() {
+                assert_eq!(pod.in_flight(), 0, "slots leaked");
+            }
+        }
+    }
+}
+
+// === impl Handler ===
+
+impl Handler {
+    fn new(model: Arc<Revision>, limit: Arc<QueueLimit>, outstanding: Arc<Mutex<usize>>) -> Self {
+        let throttler = Throttler::new(limit);
+        let treatment = Treatment { concurrency: model.concurrency, probe_early: true };
+        let probes = Probes { revision: model.clone(), outstanding };
+        let backends = Backends::new(throttler.clone(), treatment, Arc::new(probes));
+        let revision = revisions::Revision::alone(&model.name, throttler, backends);
+        Self { model, revision, view: Mutex::default(), pods: Mutex::default(), order: Mutex::default() }
+    }
+
+    fn remember(&self) {
+        let mut pods = self.pods.lock();
+        for pod in &*self.revision.throttler.pods() {
+            if !pods.iter().any(|known| Arc::ptr_eq(known, pod)) {
+                pods.push(pod.clone());
+            }
+        }
+    }
+
+    fn check(&self) {
+        let throttler = &self.revision.throttler;
+        let pods = throttler.pods();
+        if self.model.concurrency > 0 {
+            let mut taken = BTreeMap::<_, usize>::new();
+            for pod in &*self.pods.lock() {
+                *taken.entry(pod.endpoint().clone()).or_default() += pod.in_flight();
+            }
+            let most = taken.into_values().max().unwrap_or(0);
+            assert!(most <= self.model.concurrency, "more slots than a pod has are taken");
+        }
+        let free = pods.iter().any(|pod| self.model.concurrency == 0 || pod.in_flight() < self.model.concurrency);
+        assert!(throttler.waiting() == 0 || !free, "a request waits though a pod has a free slot");
+        self.order.lock().check();
+    }
+
+    fn lists(&self, endpoint: &Endpoint) -> bool {
+        let view = self.view.lock();
+        view.ready.contains(endpoint) || view.not_ready.contains(endpoint)
+    }
+}
+
+// === impl Order ===
+
+impl Order {
+    fn arrive(&mut self) -> u64 {
+        self.next += 1;
+        self.waiting.insert(self.next);
+        self.next
+    }
+
+    fn admit(&mut self, number: u64) {
+        // One that comes back from a pod was admitted before.
+        if self.waiting.remove(&number) {
+            self.admitted = self.admitted.max(Some(number));
+        }
+    }
+
+    fn check(&mut self) {
+        if let (Some(admitted), Some(first)) = (self.admitted.take(), self.waiting.first()) {
+            assert!(admitted < *first, "request {admitted} was let in before {first}, which came earlier");
+        }
+    }
+}
+
+// === impl Request ===
+
+impl Attempt for Request<'_> {
+    type Answer = Work;
+
+    fn admitted(&mut self) {}
+
+    fn granted(&mut self) {
+        self.handler.order.lock().admit(self.number);
+    }
+
+    async fn send(&mut self, lease: &Lease) -> Result<Work, SendFailure> {
+        let endpoint = lease.pod().endpoint();
+        assert!(self.handler.lists(endpoint), "a request goes to a pod that has left the endpoints");
+        self.handler.model.serve(endpoint, &mut self.delivered).await
+    }
+}
