@@ -10,8 +10,8 @@ use std::{
 };
 
 use http::{
-    Request, Response, StatusCode, Version,
-    header::{self, HeaderMap, HeaderValue},
+    Method, Request, Response, StatusCode, Version,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -19,7 +19,7 @@ use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, SendFailu
 
 use crate::{
     dispatch::{Attempt, Failure, dispatch},
-    metrics::Metrics,
+    metrics::{Metrics, Outcome},
     revisions::{Revision, Revisions, Watches},
     sink::Status,
     stats::{Counted, Reporter},
@@ -30,6 +30,8 @@ pub(crate) type Body = ResponseBody<Ticket>;
 
 /// How far this process's watch may lag behind the gateway's.
 const GRACE: Duration = Duration::from_millis(250);
+
+static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Memory that a request takes besides its headers and body, and a header besides its text.
 const REQUEST: usize = 2048;
@@ -48,6 +50,8 @@ pub(crate) struct Handler {
     pub(crate) in_flight: InFlight,
     pub(crate) draining: AtomicBool,
     pub(crate) cluster_domain: String,
+    /// Ours: answer with a `Server-Timing` header.
+    pub(crate) server_timing: bool,
 }
 
 /// What a request holds until the end of its response. The slot goes first, then the count.
@@ -76,21 +80,30 @@ impl Handler {
                 return net::http_error(StatusCode::NOT_FOUND, &message);
             }
         };
+        let seen = self.metrics.exported().then(|| Seen::new(&request));
         let counted = self.reporter.enter(&revision);
         let mut timer = Timer::start(revision.limits);
-        let Some(outcome) = timer.limit(proxy(&self.metrics, &revision, request, peer.ip())).await else {
-            let mut response = net::text(StatusCode::GATEWAY_TIMEOUT, timer.message());
-            let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-            response.headers_mut().insert(header::CONTENT_TYPE, plain);
-            return response;
-        };
-        match outcome {
-            Ok((outbound, response, lease)) => {
+        let mut response = match timer.limit(self.proxy(&revision, request, peer.ip())).await {
+            Some(Ok((outbound, response, lease))) => {
                 let ticket = Ticket { _lease: lease, _counted: counted, _in_flight: in_flight };
                 net::respond(outbound, response, timer, ticket)
             }
-            Err(response) => *response,
+            Some(Err(response)) => *response,
+            None => {
+                let mut response = net::text(StatusCode::GATEWAY_TIMEOUT, timer.message());
+                let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+                response.headers_mut().insert(header::CONTENT_TYPE, plain);
+                response
+            }
+        };
+        if let Some(seen) = seen {
+            let (metrics, status) = (self.metrics.clone(), response.status());
+            response.body_mut().on_end(Box::new(move |bytes, broken| {
+                let status = if broken { StatusCode::INTERNAL_SERVER_ERROR } else { status };
+                metrics.served(&revision, &seen.outcome(status, bytes));
+            }));
         }
+        response
     }
 
     /// Health checks and probes are answered without looking at a revision.
@@ -154,30 +167,65 @@ impl Handler {
 
 type Sent = (Outbound, Response<PooledBody>, Lease);
 
-/// Waits for a pod and sends the request there. A request that a pod has certainly not seen goes on waiting.
-async fn proxy(
-    metrics: &Metrics,
-    revision: &Revision,
-    request: Request<Incoming>,
-    peer: IpAddr,
-) -> Result<Sent, Box<Response<Body>>> {
-    let mut outbound = Outbound::new(request, peer)?;
-    let map = outbound.headers_mut();
-    map.remove(&headers::REVISION);
-    map.remove(&headers::NAMESPACE);
-    if let Some(host) = map.remove(header::HOST)
-        && !map.contains_key(&headers::ORIGINAL_HOST)
-    {
-        map.insert(headers::ORIGINAL_HOST.clone(), host);
+/// What metrics need of a request, while it is whole.
+struct Seen {
+    method: Method,
+    version: Version,
+    host: String,
+    bytes: u64,
+    started: Instant,
+}
+
+impl Seen {
+    fn new(request: &Request<Incoming>) -> Self {
+        let authority = request.uri().authority().map(http::uri::Authority::as_str);
+        Self {
+            method: request.method().clone(),
+            version: request.version(),
+            host: authority.unwrap_or_else(|| headers::text(request.headers(), &header::HOST)).to_owned(),
+            bytes: request.body().size_hint().exact().unwrap_or(0),
+            started: Instant::now(),
+        }
     }
-    map.insert(headers::PROXY_REQUEST.clone(), HeaderValue::from_static(headers::ACTIVATOR));
-    let cold = revision.throttler.is_empty().then(Instant::now);
-    let turn = Turn::new(weight(&outbound));
-    let mut sending = Sending { outbound, revision, metrics, cold };
-    match dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await {
-        Ok((response, lease)) => Ok((sending.outbound, response, lease)),
-        Err(Failure::Refused(refused)) => Err(refuse(refused)),
-        Err(Failure::Send(failure)) => Err(Box::new(net::bad_gateway(&failure))),
+
+    fn outcome(self, status: StatusCode, response_bytes: u64) -> Outcome {
+        let Self { method, version, host, bytes, started } = self;
+        Outcome { method, version, host, status, request_bytes: bytes, response_bytes, total: started.elapsed() }
+    }
+}
+
+impl Handler {
+    /// Waits for a pod and sends the request there. A request that a pod has certainly not seen goes on waiting.
+    async fn proxy(
+        &self,
+        revision: &Revision,
+        request: Request<Incoming>,
+        peer: IpAddr,
+    ) -> Result<Sent, Box<Response<Body>>> {
+        let mut outbound = Outbound::new(request, peer)?;
+        let map = outbound.headers_mut();
+        map.remove(&headers::REVISION);
+        map.remove(&headers::NAMESPACE);
+        if let Some(host) = map.remove(header::HOST)
+            && !map.contains_key(&headers::ORIGINAL_HOST)
+        {
+            map.insert(headers::ORIGINAL_HOST.clone(), host);
+        }
+        map.insert(headers::PROXY_REQUEST.clone(), HeaderValue::from_static(headers::ACTIVATOR));
+        let arrived = Instant::now();
+        let cold = revision.throttler.is_empty();
+        let turn = Turn::new(weight(&outbound));
+        let mut sending = Sending { outbound, revision, metrics: &self.metrics, arrived, cold, sent: arrived };
+        match dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await {
+            Ok((mut response, lease)) => {
+                if self.server_timing {
+                    response.headers_mut().append(SERVER_TIMING.clone(), sending.timing());
+                }
+                Ok((sending.outbound, response, lease))
+            }
+            Err(Failure::Refused(refused)) => Err(refuse(refused)),
+            Err(Failure::Send(failure)) => Err(Box::new(net::bad_gateway(&failure))),
+        }
     }
 }
 
@@ -196,15 +244,35 @@ struct Sending<'a> {
     outbound: Outbound,
     revision: &'a Revision,
     metrics: &'a Metrics,
-    cold: Option<Instant>,
+    arrived: Instant,
+    /// Whether the revision had no pod when the request came.
+    cold: bool,
+    sent: Instant,
+}
+
+impl Sending<'_> {
+    /// `queue;dur=0.1, proxy;dur=2.5`, in milliseconds, at the moment the response starts. A wait for a revision that
+    /// slept is a cold start.
+    fn timing(&self) -> HeaderValue {
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let wait = if self.cold { "coldstart" } else { "queue" };
+        let text = format!(
+            "{wait};dur={:.3}, proxy;dur={:.3}",
+            ms(self.sent.duration_since(self.arrived)),
+            ms(self.sent.elapsed())
+        );
+        HeaderValue::try_from(text).expect("digits are a header value")
+    }
 }
 
 impl Attempt for Sending<'_> {
     type Answer = Response<PooledBody>;
 
     fn admitted(&mut self) {
-        if let Some(arrived) = self.cold.take() {
-            self.metrics.cold_start(self.revision, arrived.elapsed());
+        let first = self.sent == self.arrived;
+        self.sent = Instant::now();
+        if self.cold && first {
+            self.metrics.cold_start(self.revision, self.sent.duration_since(self.arrived));
         }
     }
 

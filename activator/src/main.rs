@@ -1,11 +1,12 @@
 //! Holds requests for revisions without ready pods, wakes them, and passes the requests on.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use activator::Options;
 use anyhow::Context as _;
+use api::config::Observability;
 use clap::Parser;
-use controller::{Context, Tasks};
+use controller::{Config, Context, Tasks};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,12 +17,18 @@ struct Args {
     /// Kubeconfig file; in a pod its service account is used without it.
     #[arg(long, env = "KUBECONFIG")]
     kubeconfig: Option<String>,
-    /// Address of the Kubernetes API, instead of the kubeconfig's.
+    /// Address of the Kubernetes API, instead of the kubeconfig's, or without one.
     #[arg(long, alias = "master")]
     server: Option<String>,
     /// Context of the kubeconfig to use.
     #[arg(long)]
     context: Option<String>,
+    /// Where HTTP/1.1 comes in, instead of port 8012.
+    #[arg(long)]
+    listen_http: Option<SocketAddr>,
+    /// Where HTTP/2 comes in, instead of port 8013.
+    #[arg(long)]
+    listen_h2c: Option<SocketAddr>,
 }
 
 #[tokio::main]
@@ -36,10 +43,22 @@ async fn main() -> anyhow::Result<()> {
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed already"))?;
 
     let domain = env.get("CLUSTER_DOMAIN").cloned().unwrap_or_else(cluster_domain);
-    let options = Options::from_env(&env, &domain)?;
+    let mut options = Options::from_env(&env, &domain)?;
+    options.listen_http = args.listen_http.unwrap_or(options.listen_http);
+    options.listen_h2c = args.listen_h2c.unwrap_or(options.listen_h2c);
     let mut ctx = Context::new(client(&args).await?, Tasks::new());
     ctx.cluster_domain = domain;
     ctx.system_namespace = env.get("SYSTEM_NAMESPACE").cloned().unwrap_or(ctx.system_namespace);
+
+    let observability = observability(&ctx, &env).await;
+    let metrics = &observability.load().metrics;
+    if options.metrics.is_none() && metrics.protocol == "prometheus" {
+        let host = env.get("METRICS_PROMETHEUS_HOST").map_or("0.0.0.0", String::as_str);
+        let text = if metrics.endpoint.is_empty() { format!("{host}:9090") } else { metrics.endpoint.clone() };
+        // `:9090` is how Go says any address.
+        let text = text.strip_prefix(':').map_or(text.clone(), |port| format!("0.0.0.0:{port}"));
+        options.metrics = Some(text.parse().with_context(|| format!("metrics-endpoint {text} is not an address"))?);
+    }
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -63,17 +82,36 @@ async fn main() -> anyhow::Result<()> {
 
 async fn client(args: &Args) -> anyhow::Result<kube::Client> {
     let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
-    let mut config = match &args.kubeconfig {
-        Some(path) => {
+    let server = match &args.server {
+        Some(server) => Some(server.parse::<http::Uri>().with_context(|| format!("--server {server} is not a URL"))?),
+        None => None,
+    };
+    let mut config = match (&args.kubeconfig, &server) {
+        (Some(path), _) => {
             let file = Kubeconfig::read_from(path).with_context(|| format!("cannot read kubeconfig {path}"))?;
             kube::Config::from_custom_kubeconfig(file, &options).await?
         }
-        None => kube::Config::infer().await.context("found neither a kubeconfig nor a pod's service account")?,
+        // As it is, without credentials: a proxy of kubectl, or an API that asks for none.
+        (None, Some(server)) => kube::Config::new(server.clone()),
+        (None, None) => {
+            kube::Config::infer().await.context("found neither a kubeconfig nor a pod's service account")?
+        }
     };
-    if let Some(server) = &args.server {
-        config.cluster_url = server.parse().with_context(|| format!("--server {server} is not a URL"))?;
+    if let Some(server) = server {
+        config.cluster_url = server;
     }
     Ok(kube::Client::try_from(config)?)
+}
+
+/// `config-observability`, under the name that the environment gives it.
+async fn observability(ctx: &Context, env: &BTreeMap<String, String>) -> Config<Observability> {
+    let name = env.get("CONFIG_OBSERVABILITY_NAME").map_or("config-observability", String::as_str);
+    // Once per process.
+    let name: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    Config::watch(ctx, name, Observability::parse).await.unwrap_or_else(|error| {
+        tracing::warn!("{error}; the defaults apply until then");
+        Config::fixed(Observability::default())
+    })
 }
 
 /// The suffix of cluster names, from the search list that the kubelet gives a pod.

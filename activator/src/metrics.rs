@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::{Method, StatusCode, Version};
 use observe::{LATENCY_SECONDS, Registry};
 
 use crate::{revisions::Revision, sink::Status, stats::Reporter};
@@ -16,10 +17,40 @@ const REACHABLE: &str = "kn_activator_stats_conn_reachable";
 const ERRORS: &str = "kn_activator_stats_conn_errors_total";
 const COLD_START: &str = "kn_activator_cold_start_duration_seconds";
 
+const BYTES: &[f64] =
+    &[0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 750.0, 1000.0, 2500.0, 5000.0, 7500.0, 10000.0];
+
+/// Who measured, as upstream's exporter says it with every series.
+const OWN: [Label<'_>; 3] = [
+    ("otel_scope_name", "knative.dev/serving/pkg/activator"),
+    ("otel_scope_schema_url", ""),
+    ("otel_scope_version", ""),
+];
+const HTTP: [Label<'_>; 3] = [
+    ("otel_scope_name", "go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"),
+    ("otel_scope_schema_url", ""),
+    ("otel_scope_version", "0.69.0"),
+];
+
+type Label<'a> = (&'static str, &'a str);
+
 /// Where the activator notes what happened.
 #[derive(Clone, Default)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// Whether anybody can see them.
+    exported: bool,
+}
+
+/// A request, as its metrics see it.
+pub(crate) struct Outcome {
+    pub(crate) method: Method,
+    pub(crate) version: Version,
+    pub(crate) host: String,
+    pub(crate) status: StatusCode,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
+    pub(crate) total: Duration,
 }
 
 // === impl Metrics ===
@@ -27,6 +58,56 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    pub(crate) fn new(exported: bool) -> Self {
+        Self { registry: Registry::default(), exported }
+    }
+
+    /// Whether requests are to be noted one by one.
+    pub(crate) fn exported(&self) -> bool {
+        self.exported
+    }
+
+    /// A request has ended.
+    pub(crate) fn served(&self, revision: &Revision, outcome: &Outcome) {
+        let (host, port) = outcome.host.rsplit_once(':').unwrap_or((&outcome.host, ""));
+        let method = match outcome.method.as_str() {
+            known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "CONNECT" | "OPTIONS" | "TRACE") => known,
+            _ => "_OTHER",
+        };
+        let version = match outcome.version {
+            Version::HTTP_10 => "1.0",
+            Version::HTTP_2 => "2",
+            _ => "1.1",
+        };
+        let mut labels = vec![("http_request_method", method), ("http_response_status_code", outcome.status.as_str())];
+        labels.extend(all_labels(revision));
+        labels.extend([("network_protocol_name", "http"), ("network_protocol_version", version)]);
+        labels.extend(HTTP);
+        labels.push(("server_address", host));
+        if !matches!(port, "" | "80" | "443") {
+            labels.push(("server_port", port));
+        }
+        labels.push(("url_scheme", "http"));
+        let seconds = outcome.total.as_secs_f64();
+        for (name, help, bounds, value) in [
+            ("http_server_request_duration_seconds", "Duration of HTTP server requests.", LATENCY_SECONDS, seconds),
+            (
+                "http_server_request_body_size_bytes",
+                "Size of HTTP server request bodies.",
+                BYTES,
+                outcome.request_bytes as f64,
+            ),
+            (
+                "http_server_response_body_size_bytes",
+                "Size of HTTP server response bodies.",
+                BYTES,
+                outcome.response_bytes as f64,
+            ),
+        ] {
+            self.registry.histogram(name, help, bounds, &labels).observe(value);
+        }
     }
 
     /// A request found its revision without pods and waited this long for one.
@@ -39,10 +120,16 @@ impl Metrics {
     /// Looks up what is current whenever somebody scrapes.
     pub(crate) fn collect(&self, reporter: Arc<Reporter>, autoscaler: Arc<Status>) {
         self.registry.on_render(move |registry| {
-            let peer = [("peer", "autoscaler")];
+            let peer = [OWN[0], OWN[1], OWN[2], ("peer", "autoscaler")];
             let reachable = if autoscaler.connected() { 1.0 } else { 0.0 };
-            registry.gauge(REACHABLE, "Whether the autoscaler is reachable", &peer).set(reachable);
-            let errors = registry.counter(ERRORS, "Connections to the autoscaler that failed or broke", &peer);
+            registry
+                .gauge(
+                    REACHABLE,
+                    "Whether a peer is reachable from the activator (1 = reachable, 0 = not reachable)",
+                    &peer,
+                )
+                .set(reachable);
+            let errors = registry.counter(ERRORS, "Number of connection errors from the activator", &peer);
             errors.add(autoscaler.errors().saturating_sub(errors.get()));
 
             for name in [CONCURRENCY, QUEUED, ACTIVE] {
@@ -52,15 +139,30 @@ impl Metrics {
                 let labels = labels(&revision);
                 let queued = revision.throttler.waiting() as f64;
                 let concurrency = revision.concurrency() as f64;
-                registry.gauge(CONCURRENCY, "Requests in the activator", &labels).set(concurrency);
-                registry.gauge(QUEUED, "Requests that wait for a pod", &labels).set(queued);
-                let active = (concurrency - queued).max(0.0);
-                registry.gauge(ACTIVE, "Requests that a pod works on", &labels).set(active);
+                let mut all = all_labels(&revision).to_vec();
+                all.extend(OWN);
+                let help = "Concurrent requests that are routed to Activator";
+                registry.gauge(CONCURRENCY, help, &all).set(concurrency);
+                let help = "Number of requests currently queued in the activator waiting for capacity";
+                registry.gauge(QUEUED, help, &labels).set(queued);
+                let help = "Number of requests currently being proxied by the activator";
+                registry.gauge(ACTIVE, help, &labels).set((concurrency - queued).max(0.0));
             }
         });
     }
 }
 
-fn labels(revision: &Revision) -> [(&'static str, &str); 2] {
-    [("k8s_namespace_name", &revision.key.namespace), ("kn_revision_name", &revision.key.name)]
+fn labels(revision: &Revision) -> [Label<'_>; 5] {
+    let (namespace, name) =
+        (("k8s_namespace_name", &*revision.key.namespace), ("kn_revision_name", &*revision.key.name));
+    [namespace, name, OWN[0], OWN[1], OWN[2]]
+}
+
+fn all_labels(revision: &Revision) -> [Label<'_>; 4] {
+    [
+        ("k8s_namespace_name", &revision.key.namespace),
+        ("kn_configuration_name", &revision.configuration),
+        ("kn_revision_name", &revision.key.name),
+        ("kn_service_name", &revision.service),
+    ]
 }

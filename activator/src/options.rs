@@ -13,6 +13,8 @@ pub struct Options {
     pub listen_h2c: SocketAddr,
     /// Where `/metrics` is served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Answer with a `Server-Timing` header: how long a request waited, and how long its pod took.
+    pub server_timing: bool,
     /// Where reports go: `ws://host:port`.
     pub autoscaler_url: String,
     /// Name in the reports.
@@ -50,6 +52,7 @@ impl Default for Options {
             listen_http: ([0, 0, 0, 0], 8012).into(),
             listen_h2c: ([0, 0, 0, 0], 8013).into(),
             metrics: None,
+            server_timing: false,
             autoscaler_url: "ws://autoscaler.knative-serving.svc.cluster.local:8080".to_owned(),
             pod_name: "activator".to_owned(),
             pod_ip: "127.0.0.1".to_owned(),
@@ -84,6 +87,7 @@ impl Options {
                 .map(|text| text.parse::<u16>().map_err(|_| ParseError::Port("METRICS_PROMETHEUS_PORT", text.clone())))
                 .transpose()?
                 .map(|port| ([0, 0, 0, 0], port).into()),
+            server_timing: env.get("SERVER_TIMING").is_some_and(|text| text == "true"),
             autoscaler_url: format!("ws://autoscaler.{system_namespace}.svc.{cluster_domain}:8080"),
             pod_name: required("POD_NAME")?,
             pod_ip: required("POD_IP")?,

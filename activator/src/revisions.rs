@@ -33,6 +33,9 @@ const TIMEOUT_MESSAGE: &str = "activator request timeout";
 pub(crate) struct Revision {
     pub(crate) key: ObjectKey,
     uid: String,
+    /// What it belongs to, for metrics.
+    pub(crate) configuration: Box<str>,
+    pub(crate) service: Box<str>,
     protocol: &'static str,
     pub(crate) limits: Limits,
     pub(crate) throttler: Throttler,
@@ -132,6 +135,7 @@ impl Revisions {
         let seconds = |value: Option<i64>| {
             value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0).map(Duration::from_secs)
         };
+        let label = |name: &str| object.labels().get(name).map_or_else(Box::default, |text| text.as_str().into());
         let throttler = Throttler::new(self.limit.clone());
         let treatment = Treatment {
             concurrency: spec.container_concurrency.and_then(|value| usize::try_from(value).ok()).unwrap_or(0),
@@ -140,6 +144,8 @@ impl Revisions {
         Arc::new(Revision {
             key,
             uid,
+            configuration: label(serving::CONFIGURATION),
+            service: label(serving::SERVICE),
             protocol: spec.pod.protocol(),
             limits: Limits {
                 total: seconds(spec.timeout_seconds).unwrap_or(DEFAULT_TIMEOUT),
@@ -206,6 +212,8 @@ impl Revision {
         Arc::new(Self {
             key: ObjectKey { namespace: "default".to_owned(), name: name.to_owned() },
             uid: String::new(),
+            configuration: Box::default(),
+            service: Box::default(),
             protocol: "http1",
             limits: Limits { total: DEFAULT_TIMEOUT, response_start: None, idle: None, message: TIMEOUT_MESSAGE },
             backends,

@@ -51,7 +51,7 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
     let watches = revisions.watch(&ctx);
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
-    let metrics = Metrics::default();
+    let metrics = Metrics::new(options.metrics.is_some());
     metrics.collect(reporter.clone(), sink.status().clone());
     let handler = Arc::new(Handler {
         metrics: metrics.clone(),
@@ -62,6 +62,7 @@ pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
         in_flight: InFlight::new(),
         draining: AtomicBool::new(false),
         cluster_domain: ctx.cluster_domain.clone(),
+        server_timing: options.server_timing,
     });
     let connections = Connections::new();
     let mut handle = Handle {

@@ -203,10 +203,18 @@ async fn a_hundred_requests_to_a_sleeping_revision_are_all_answered() {
     assert_eq!(pod.served.load(Ordering::SeqCst), 100);
     until("nothing in flight", || setup.activator.in_flight() == 0).await;
     let metrics = get_path(setup.activator.metrics_address().expect("asked for"), "/metrics").await;
-    let labels = "k8s_namespace_name=\"default\",kn_revision_name=\"sleeper\"";
+    let scope = r#"otel_scope_name="knative.dev/serving/pkg/activator",otel_scope_schema_url="",otel_scope_version="""#;
+    let labels = format!("k8s_namespace_name=\"default\",kn_revision_name=\"sleeper\",{scope}");
     assert!(metrics.contains(&format!("cold_start_duration_seconds_count{{{labels}}} 100\n")), "{metrics}");
     assert!(metrics.contains(&format!("kn_revision_request_queued{{{labels}}} 0\n")), "{metrics}");
-    assert!(metrics.contains("kn_activator_stats_conn_reachable{peer=\"autoscaler\"} 1\n"), "{metrics}");
+    let served =
+        r#"http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="200","#;
+    let served = metrics.lines().find(|line| line.starts_with(served)).expect("requests are counted");
+    assert!(served.contains(r#"server_address="hello.example.com""#) && served.ends_with(" 100"), "{served}");
+    assert!(
+        metrics.contains(&format!("kn_activator_stats_conn_reachable{{{scope},peer=\"autoscaler\"}} 1\n")),
+        "{metrics}"
+    );
 }
 
 /// The whole of a cold start that happens after the pod has an address: sidecar and program start, in this order.
