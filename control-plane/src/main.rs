@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use control_plane::Options;
 
+/// Many small allocations on many threads, and memory given back when they are gone.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let options = Options::parse();
     observe::logging("control-plane", &options.log);

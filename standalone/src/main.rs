@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use standalone::{Options, supervise, up};
 
+/// Many small allocations on many threads, and memory given back when they are gone.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Debug, Parser)]
 #[command(name = "postrider", version, about = "Knative Serving on one machine, without Kubernetes")]
 struct Args {

@@ -54,15 +54,19 @@ pub fn watches(machine: &Machine) {
     watch.kill().expect("a child of ours");
     watch.wait().expect("a child of ours");
 
-    let text = machine.kubectl(&["describe", "ksvc", "watched"]);
     for part in
-        ["Latest Ready Revision Name:  watched-00001", "Created Configuration \"watched\"", "Created Route \"watched\""]
+        ["Latest Ready Revision Name: watched-00001", "Created Configuration \"watched\"", "Created Route \"watched\""]
     {
-        assert!(text.contains(part), "no {part:?} in\n{text}");
+        eventually(part, || {
+            let text = machine.kubectl(&["describe", "ksvc", "watched"]);
+            let words: Vec<_> = text.split_whitespace().collect();
+            words.join(" ").contains(part).then_some(())
+        });
     }
-    let events =
-        machine.kubectl(&["get", "events", "--field-selector", "involvedObject.name=watched-00001-deployment"]);
-    assert!(events.contains("ScalingReplicaSet"), "{events}");
+    eventually("the Deployment's event", || {
+        let about = "involvedObject.name=watched-00001-deployment";
+        machine.kubectl(&["get", "events", "--field-selector", about]).contains("ScalingReplicaSet").then_some(())
+    });
     machine.kubectl(&["delete", "ksvc", "watched", "--wait=false"]);
     machine.kubectl(&["wait", "--for=delete", "ksvc/watched", "--timeout=60s"]);
 }

@@ -2,8 +2,12 @@
 //!
 //! The same event about the same object raises the `count` of the one already there instead of adding another. The
 //! queue and the memory of past events are bounded; beyond the bound events are dropped, with a log line.
+//!
+//! Telling what happened must not slow down what happens: events wait until nothing new was recorded for a moment
+//! ([`QUIET`], at most [`LONGEST`]), so that a storm of wake-ups has the API to itself and its events follow.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -12,10 +16,15 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::{Context, status::rfc3339};
 
-const QUEUE: usize = 1000;
+const QUEUE: usize = 4096;
+/// No new record for this long: time to write.
+const QUIET: Duration = Duration::from_millis(250);
+/// A record waits no longer than this.
+const LONGEST: Duration = Duration::from_secs(2);
 const REMEMBERED: usize = 4096;
 /// Longer messages are cut, as the API refuses them.
 const MESSAGE_LIMIT: usize = 1024;
@@ -102,34 +111,54 @@ impl Recorder {
 
 async fn write_all(client: kube::Client, mut records: mpsc::Receiver<Record>) {
     let mut seen: HashMap<Same, Seen> = HashMap::new();
-    while let Some(record) = records.recv().await {
-        if seen.len() >= REMEMBERED {
-            seen.clear();
+    while let Some(first) = records.recv().await {
+        for record in gather(first, &mut records).await {
+            write(&client, &mut seen, record).await;
         }
-        let same = Same {
-            uid: record.about.uid.clone().unwrap_or_default(),
-            name: record.about.name.clone().unwrap_or_default(),
-            kind: record.kind,
-            reason: record.reason.clone(),
-            message: record.message.clone(),
-        };
-        if let Some(known) = seen.get_mut(&same) {
-            known.count += 1;
-            let api = Api::<Event>::namespaced(client.clone(), &known.namespace);
-            let patch = json!({"count": known.count, "lastTimestamp": rfc3339(record.at)});
-            if api.patch(&known.name, &PatchParams::default(), &Patch::Merge(&patch)).await.is_ok() {
-                continue;
-            }
-            seen.remove(&same);
+    }
+}
+
+/// The records up to the next quiet moment.
+async fn gather(first: Record, records: &mut mpsc::Receiver<Record>) -> Vec<Record> {
+    let latest = Instant::now() + LONGEST;
+    let mut gathered = vec![first];
+    while gathered.len() < QUEUE {
+        let until = latest.min(Instant::now() + QUIET);
+        match tokio::time::timeout_at(until, records.recv()).await {
+            Ok(Some(record)) => gathered.push(record),
+            Ok(None) | Err(_) => break,
         }
-        let event = event_of(record);
-        let namespace = event.namespace().unwrap_or_default();
-        match Api::<Event>::namespaced(client.clone(), &namespace).create(&PostParams::default(), &event).await {
-            Ok(event) => {
-                seen.insert(same, Seen { namespace, name: event.name_any(), count: 1 });
-            }
-            Err(error) => tracing::debug!(%error, object = same.name, reason = same.reason, "event not recorded"),
+    }
+    gathered
+}
+
+async fn write(client: &kube::Client, seen: &mut HashMap<Same, Seen>, record: Record) {
+    if seen.len() >= REMEMBERED {
+        seen.clear();
+    }
+    let same = Same {
+        uid: record.about.uid.clone().unwrap_or_default(),
+        name: record.about.name.clone().unwrap_or_default(),
+        kind: record.kind,
+        reason: record.reason.clone(),
+        message: record.message.clone(),
+    };
+    if let Some(known) = seen.get_mut(&same) {
+        known.count += 1;
+        let api = Api::<Event>::namespaced(client.clone(), &known.namespace);
+        let patch = json!({"count": known.count, "lastTimestamp": rfc3339(record.at)});
+        if api.patch(&known.name, &PatchParams::default(), &Patch::Merge(&patch)).await.is_ok() {
+            return;
         }
+        seen.remove(&same);
+    }
+    let event = event_of(record);
+    let namespace = event.namespace().unwrap_or_default();
+    match Api::<Event>::namespaced(client.clone(), &namespace).create(&PostParams::default(), &event).await {
+        Ok(event) => {
+            seen.insert(same, Seen { namespace, name: event.name_any(), count: 1 });
+        }
+        Err(error) => tracing::debug!(%error, object = same.name, reason = same.reason, "event not recorded"),
     }
 }
 

@@ -36,6 +36,11 @@ use addresses::{Addresses, Ports};
 /// How long the kernel may take to remove an interface after its namespace.
 const VANISHES_IN: Duration = Duration::from_millis(700);
 
+/// More cells than this are never kept ready.
+const LARGEST_POOL: usize = 64;
+/// The pool is filled again after this long without a taker.
+const REFILL_AFTER: Duration = Duration::from_millis(250);
+
 /// The host's side of the pod network. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Network {
@@ -52,6 +57,8 @@ struct Inner {
     ports: Mutex<Ports>,
     pool: Mutex<Vec<Cell>>,
     pool_size: usize,
+    /// Cells given out now, and the most there ever were.
+    in_use: Mutex<(usize, usize)>,
     taken: Notify,
 }
 
@@ -99,6 +106,7 @@ pub async fn prepare(options: &Options) -> Result<Network, Error> {
             ports: Mutex::default(),
             pool: Mutex::default(),
             pool_size: options.pool,
+            in_use: Mutex::default(),
             taken: Notify::new(),
         }),
     })
@@ -135,6 +143,11 @@ impl Network {
     /// A ready cell if there is one, otherwise a new one.
     pub(crate) async fn take(&self) -> Result<Cell, Error> {
         let ready = self.inner.pool.lock().pop();
+        {
+            let mut in_use = self.inner.in_use.lock();
+            in_use.0 += 1;
+            in_use.1 = in_use.1.max(in_use.0);
+        }
         self.inner.taken.notify_one();
         match ready {
             Some(cell) => Ok(cell),
@@ -165,6 +178,10 @@ impl Network {
         let (ip, link) = (cell.ip, cell.link.clone());
         drop(cell);
         if let (Some(link), Some(host)) = (link, &self.inner.host) {
+            {
+                let mut in_use = self.inner.in_use.lock();
+                in_use.0 = in_use.0.saturating_sub(1);
+            }
             self.vanish(host, &link).await;
             let _ = std::fs::remove_file(self.inner.cells_dir.join(&link.name));
         }
@@ -188,10 +205,20 @@ impl Network {
         }
     }
 
+    /// How many cells are kept ready: as many as there once were pods, so that all of them can wake at once.
+    fn wanted(&self) -> usize {
+        let most = self.inner.in_use.lock().1;
+        if self.inner.pool_size == 0 {
+            0
+        } else {
+            most.clamp(self.inner.pool_size, LARGEST_POOL.max(self.inner.pool_size))
+        }
+    }
+
     /// Keeps the pool filled until cancelled.
     pub(crate) async fn keep_pool(self) {
         loop {
-            while self.inner.pool.lock().len() < self.inner.pool_size {
+            while self.inner.pool.lock().len() < self.wanted() {
                 match self.make().await {
                     Ok(cell) => self.inner.pool.lock().push(cell),
                     Err(error) => {
@@ -201,8 +228,8 @@ impl Network {
                 }
             }
             self.inner.taken.notified().await;
-            // Pods that are starting come first.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Pods that are starting come first: the pool is filled again when no more do.
+            while tokio::time::timeout(REFILL_AFTER, self.inner.taken.notified()).await.is_ok() {}
         }
     }
 
