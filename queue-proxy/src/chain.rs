@@ -76,7 +76,7 @@ impl Chain {
         if !self.observers.any() {
             return self.answer(request, peer, None).await;
         }
-        let seen = Arc::new(Seen::new(&request, peer, tls));
+        let seen = self.observers.see(&request, peer, tls);
         let response = self.answer(request, peer, Some(&seen)).await;
         self.observers.watch(seen, response)
     }
@@ -127,11 +127,17 @@ impl Chain {
             restore_host(map);
             ticket.count(&self.stats, Instant::now(), proxied);
             if let Some(breaker) = &self.breaker {
+                if let Some(seen) = seen {
+                    let _ = seen.waited.set(Instant::now());
+                }
                 ticket.admit(breaker.acquire().await.map_err(|full| Box::new(queue_full(&full)))?);
             }
         }
         if let Some(seen) = seen {
             let _ = seen.program.set(Instant::now());
+            if let Some(context) = &seen.trace {
+                context.inject(outbound.headers_mut());
+            }
             if let (Some(metrics), Some(breaker)) = (&self.observers.metrics, &self.breaker) {
                 metrics.dispatched(breaker.in_flight());
             }

@@ -26,6 +26,7 @@ mod request_log;
 mod server;
 mod stats;
 mod tls;
+mod trace;
 
 pub use config::{Config, ConfigError, Environment, Observability, TlsRange};
 pub use drain::DrainRule;

@@ -18,6 +18,7 @@ use crate::{
     chain::Body,
     metrics::{Metrics, Outcome},
     request_log::RequestLog,
+    trace::{Context, Tracer},
 };
 
 static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -28,6 +29,7 @@ pub(crate) struct Observers {
     pub(crate) log: Option<RequestLog>,
     pub(crate) log_probes: bool,
     pub(crate) server_timing: bool,
+    pub(crate) tracer: Option<Arc<Tracer>>,
 }
 
 /// A request, described while it was whole.
@@ -41,7 +43,10 @@ pub(crate) struct Seen {
     /// −1 if it is not known.
     pub(crate) length: i64,
     probe: bool,
-    started: Instant,
+    pub(crate) started: Instant,
+    /// When it came to the breaker.
+    pub(crate) waited: OnceLock<Instant>,
+    pub(crate) trace: Option<Context>,
     /// When the program got it.
     pub(crate) program: OnceLock<Instant>,
 }
@@ -50,7 +55,14 @@ pub(crate) struct Seen {
 
 impl Observers {
     pub(crate) fn any(&self) -> bool {
-        self.metrics.is_some() || self.log.is_some() || self.server_timing
+        self.metrics.is_some() || self.log.is_some() || self.server_timing || self.tracer.is_some()
+    }
+
+    /// Describes a request, before anything is done with it.
+    pub(crate) fn see(&self, request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Arc<Seen> {
+        let mut seen = Seen::new(request, peer, tls);
+        seen.trace = self.tracer.as_ref().filter(|_| !seen.probe).map(|tracer| tracer.context(&seen.headers));
+        Arc::new(seen)
     }
 
     /// Arranges for `response` to be recorded at its end.
@@ -72,6 +84,9 @@ impl Observers {
 
     fn record(&self, seen: &Seen, status: StatusCode, bytes: u64) {
         let now = Instant::now();
+        if let (Some(tracer), Some(context)) = (&self.tracer, &seen.trace) {
+            tracer.record(context, seen, status);
+        }
         if let Some(metrics) = self.metrics.as_ref().filter(|_| !seen.probe) {
             metrics.record(&Outcome {
                 method: &seen.method,
@@ -97,7 +112,7 @@ impl Observers {
 // === impl Seen ===
 
 impl Seen {
-    pub(crate) fn new(request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Self {
+    fn new(request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Self {
         let length = if request.body().is_end_stream() {
             0
         } else {
@@ -113,6 +128,8 @@ impl Seen {
             length,
             probe: headers::is_probe(request.headers()),
             started: Instant::now(),
+            waited: OnceLock::new(),
+            trace: None,
             program: OnceLock::new(),
         }
     }
@@ -129,7 +146,7 @@ impl Seen {
         HeaderValue::try_from(text).ok()
     }
 
-    fn tag(&self) -> &str {
+    pub(crate) fn tag(&self) -> &str {
         let tag = headers::text(&self.headers, &headers::TAG);
         let default = headers::text(&self.headers, &headers::DEFAULT_ROUTE);
         match (tag, default) {

@@ -25,6 +25,7 @@ use crate::{
     request_log::RequestLog,
     stats::Stats,
     tls::{self, Tls},
+    trace::Tracer,
 };
 
 /// Waiting requests per slot.
@@ -83,6 +84,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
             log: config.observability.log_template().map(|template| RequestLog::new(template, &config)),
             log_probes: config.observability.enable_probe_request_log,
             server_timing: config.server_timing,
+            tracer: Tracer::start(&config),
         }),
     });
     let terminating = Arc::new(Mutex::new(false));

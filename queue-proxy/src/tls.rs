@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use rustls::{ServerConfig, SupportedProtocolVersion, crypto::CryptoProvider, version};
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio_rustls::TlsAcceptor;
 
@@ -101,9 +101,7 @@ fn parse((certificate, key): &Files, range: TlsRange) -> io::Result<Arc<ServerCo
         .map_err(|error| io::Error::other(format!("tls.crt is not a certificate in PEM form: {error}")))?;
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|error| io::Error::other(format!("tls.key is not a private key in PEM form: {error}")))?;
-    let provider = CryptoProvider::get_default()
-        .cloned()
-        .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions(range))
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))

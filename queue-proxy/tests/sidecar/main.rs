@@ -527,6 +527,34 @@ async fn server_timing_is_said_where_it_is_wanted() {
 }
 
 #[tokio::test]
+async fn spans_continue_the_callers_trace_and_reach_the_collector() {
+    let port = program(|head| async move { ok(&head) }).await;
+    let collector = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint = format!("http://{}/v1/traces", collector.local_addr().expect("bound"));
+    let mut config = config(port);
+    let json = format!(r#"{{"tracing":{{"protocol":"http/protobuf","endpoint":"{endpoint}","samplingRate":0.5}}}}"#);
+    config.observability = queue_proxy::Observability::parse(&json).expect("valid");
+    let proxy = start(config).await;
+    let sent = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let seen =
+        get(Way::Short, proxy.serving_address(), &format!("traceparent: 00-{sent}-00f067aa0ba902b7-01\r\n")).await;
+    let parent = seen.split("Traceparent: ").nth(1).expect("passed on").lines().next().expect("a line").to_owned();
+    assert!(parent.starts_with(&format!("00-{sent}-")) && parent.ends_with("-01"), "{parent}");
+    assert!(!parent.contains("00f067aa0ba902b7"), "{parent}");
+
+    let (mut stream, _) = tokio::time::timeout(PATIENCE, collector.accept()).await.expect("in time").expect("a call");
+    let head = read_head(&mut stream).await.expect("a head");
+    assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
+    let length =
+        head.to_lowercase().split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+    let mut body = vec![0; length.expect("a length")];
+    stream.read_exact(&mut body).await.expect("the body");
+    let has = |bytes: &[u8]| body.windows(bytes.len()).any(|window| window == bytes);
+    let trace: Vec<_> = (0..16).map(|at| u8::from_str_radix(&sent[2 * at..2 * at + 2], 16).expect("hex")).collect();
+    assert!(has(&trace) && has(b"queue") && has(b"kn.queueproxy.proxy") && has(b"HTTP GET"), "{body:?}");
+}
+
+#[tokio::test]
 async fn tls_serves_the_same_without_negotiation() {
     let port = program(|head| async move { ok(&head) }).await;
     let made = rcgen::generate_simple_self_signed(["kn-user-default".to_owned()]).expect("a certificate");
@@ -537,7 +565,7 @@ async fn tls_serves_the_same_without_negotiation() {
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).expect("a root");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let client = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
