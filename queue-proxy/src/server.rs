@@ -62,6 +62,10 @@ struct Server {
 /// # Errors
 /// A port that cannot be had, with the reason.
 pub async fn start(config: Config) -> Result<Handle, Error> {
+    let protocol = &*config.observability.request_metrics.protocol;
+    if !matches!(protocol, "" | "none" | "prometheus") {
+        tracing::error!(protocol, "request metrics are only served to Prometheus; they stay off");
+    }
     let in_flight = InFlight::new();
     let concurrency = config.container_concurrency as usize;
     let user = SocketAddr::from((Ipv4Addr::LOCALHOST, config.user_port));
