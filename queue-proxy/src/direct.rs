@@ -6,7 +6,7 @@
 //! the chain: drain, time limits, statistics, breaker.
 //!
 //! The first request that is not plain (see `head`) hands its connection, from that request's first byte on, to the
-//! full implementation behind `Chain::handle`. What both do must stay the same; `tests/` runs every case through both.
+//! full implementation behind `Chain::handle`. What both do must stay the same; `tests/` runs its HTTP/1.1 cases through both.
 
 mod backends;
 mod buffers;
