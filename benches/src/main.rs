@@ -6,6 +6,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod activator;
 mod cold_start;
 mod create;
 mod figures;
@@ -23,6 +24,8 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
+    /// The activator between a client and a sidecar, and when many revisions wake at once.
+    Activator(activator::Options),
     /// Sleeping services are asked at once; where does the time go?
     ColdStart(cold_start::Options),
     /// Services are created at once; how long until they are Ready?
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match args.scenario {
+            Scenario::Activator(options) => activator::run(options).await,
             Scenario::ColdStart(options) => cold_start::run(options).await,
             Scenario::Create(options) => create::run(options).await,
             Scenario::Footprint(options) => footprint::run(options).await,

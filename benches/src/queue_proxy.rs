@@ -4,9 +4,9 @@
 //! alternate between the proxies, so that a noisy moment of the machine meets all of them; every figure is the
 //! median of the rounds.
 
-mod load;
-mod process;
-mod program;
+pub(crate) mod load;
+pub(crate) mod process;
+pub(crate) mod program;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -47,7 +47,7 @@ struct Case {
 
 /// Medians are taken over these, by proxy and by figure, in the order of their first appearance.
 #[derive(Default)]
-struct Table {
+pub(crate) struct Table {
     columns: Vec<String>,
     rows: Vec<String>,
     cells: BTreeMap<(String, String), Vec<f64>>,
@@ -142,12 +142,12 @@ fn cases(seconds: f64) -> Vec<Case> {
             for body in [program::SMALL, program::LARGE] {
                 let size = if body == program::SMALL { "12 B" } else { "64 KiB" };
                 let name = format!("{protocol} {connections} conn {size} closed");
-                cases.push(Case { name, load: Load { protocol, connections, body, rate: None, duration } });
+                cases.push(Case { name, load: Load { protocol, connections, body, rate: None, duration, fields: "" } });
             }
         }
         let rate = Some(1000.0);
         let name = format!("{protocol} 50 conn 12 B open 1000/s");
-        let load = Load { protocol, connections: 50, body: program::SMALL, rate, duration };
+        let load = Load { protocol, connections: 50, body: program::SMALL, rate, duration, fields: "" };
         cases.push(Case { name, load });
     }
     cases
@@ -156,7 +156,7 @@ fn cases(seconds: f64) -> Vec<Case> {
 // === impl Table ===
 
 impl Table {
-    fn add(&mut self, column: &str, row: &str, value: f64) {
+    pub(crate) fn add(&mut self, column: &str, row: &str, value: f64) {
         for (list, name) in [(&mut self.columns, column), (&mut self.rows, row)] {
             if !list.iter().any(|known| known == name) {
                 list.push(name.to_owned());
@@ -166,7 +166,7 @@ impl Table {
     }
 
     /// As Markdown, with the medians.
-    fn print(&self) {
+    pub(crate) fn print(&self) {
         println!("| | {} |", self.columns.join(" | "));
         println!("|---|{}", "---|".repeat(self.columns.len()));
         for row in &self.rows {

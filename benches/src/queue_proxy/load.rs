@@ -34,6 +34,8 @@ pub(crate) struct Load {
     /// Requests per second over all connections; none: closed loop.
     pub(crate) rate: Option<f64>,
     pub(crate) duration: Duration,
+    /// Further header lines over HTTP/1, each with its end.
+    pub(crate) fields: &'static str,
 }
 
 pub(crate) struct Figures {
@@ -100,8 +102,8 @@ impl Connection {
             Protocol::Http1 => {
                 let request = format!(
                     "GET /{} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: bench\r\nX-Forwarded-For: 10.244.0.21\r\n\
-                     X-Forwarded-Proto: http\r\nX-Request-Id: ed3d289c-fa5a-4b44-8e57-0141eaf50cfd\r\n\r\n",
-                    load.body
+                     X-Forwarded-Proto: http\r\nX-Request-Id: ed3d289c-fa5a-4b44-8e57-0141eaf50cfd\r\n{}\r\n",
+                    load.body, load.fields
                 );
                 Self::Http1 { stream, request: request.into_bytes(), buffer: vec![0; 128 << 10] }
             }

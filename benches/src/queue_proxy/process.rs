@@ -140,6 +140,11 @@ impl Running {
         Ok(Self { child, address, started_in: before.elapsed(), _folder: folder })
     }
 
+    /// A process that somebody else started.
+    pub(crate) fn adopt(child: Child, address: SocketAddr, started_in: Duration) -> Result<Self> {
+        Ok(Self { child, address, started_in, _folder: TempDir::new()? })
+    }
+
     pub(crate) async fn stop(mut self) -> Result<()> {
         // A master process does not take its workers with it when it is killed.
         for pid in self.pids().into_iter().rev() {

@@ -43,6 +43,11 @@ impl Program {
         Ok(program)
     }
 
+    /// One that runs elsewhere, and speaks both.
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self { http1: address, http2: address }
+    }
+
     pub(crate) fn address(&self, protocol: Protocol) -> SocketAddr {
         match protocol {
             Protocol::Http1 => self.http1,
