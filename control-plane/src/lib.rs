@@ -60,6 +60,10 @@ pub struct Options {
     #[arg(long, default_value = "0.0.0.0:18000")]
     pub xds_address: SocketAddr,
 
+    /// Write without leader election: for a single replica.
+    #[arg(long)]
+    pub disable_ha: bool,
+
     /// What to log, as in RUST_LOG.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log: String,
@@ -102,11 +106,21 @@ async fn start(role: Role, ctx: &Context, options: &Options) -> Result<()> {
             drop(autoscaler::run(ctx.clone(), role).await?);
         }
         Role::Ingress => {
-            let role = ingress::Options { xds_listen: options.xds_address, ..ingress::Options::default() };
+            let environment = |name: &str| std::env::var(name).ok();
+            let mut role = ingress::Options::from_environment(environment).map_err(anyhow::Error::msg)?;
+            role.xds_listen = options.xds_address;
+            role.replica = (!options.disable_ha).then(|| identity(options));
             drop(ingress::run(ctx.clone(), role).await?);
         }
     }
     Ok(())
+}
+
+/// The name in Leases: the pod's, and something that no other process has.
+fn identity(options: &Options) -> String {
+    let host = [options.pod_name.clone(), std::env::var("HOSTNAME").unwrap_or_default()];
+    let host = host.into_iter().find(|name| !name.is_empty()).unwrap_or_else(|| "control-plane".to_owned());
+    format!("{host}_{}", uuid::Uuid::new_v4())
 }
 
 async fn client(options: &Options) -> Result<kube::Client> {

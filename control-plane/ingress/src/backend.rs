@@ -14,7 +14,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use crate::model::{Cluster, Endpoints, Location};
+use crate::model::{Cluster, Endpoints, Identity, Location};
 
 /// What a split refers to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +24,8 @@ pub struct Reference {
     pub port: Port,
     /// The Ingress forbids HTTP/2 upstream.
     pub http1_only: bool,
+    /// The host is rewritten: another gateway answers, which does not speak the backends' TLS.
+    pub rewritten: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,8 +56,9 @@ impl From<&IntOrString> for Port {
     }
 }
 
-/// `slices` are those of this Service. A Service that does not exist has a cluster without endpoints.
-pub fn resolve(reference: &Reference, service: Option<&Service>, slices: &[Arc<EndpointSlice>]) -> Backend {
+/// `slices` are those of this Service. A Service that does not exist has a cluster without endpoints. With `tls` the
+/// backends must prove who they are.
+pub fn resolve(reference: &Reference, service: Option<&Service>, slices: &[Arc<EndpointSlice>], tls: bool) -> Backend {
     let spec = service.and_then(|service| service.spec.as_ref());
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let (index, port) = find_port(ports, &reference.port);
@@ -70,17 +73,24 @@ pub fn resolve(reference: &Reference, service: Option<&Service>, slices: &[Arc<E
     if speaks_http2 && !http2 {
         name.push_str(";http1");
     }
+    if tls && reference.rewritten {
+        name.push_str(";plain");
+    }
+    let tls = (tls && !reference.rewritten).then(|| Identity {
+        // The activator, and the queue-proxies of the namespace.
+        names: vec!["kn-routing".to_owned(), format!("kn-user-{}", reference.namespace.to_lowercase())],
+    });
 
     if let Some(spec) = spec.filter(|spec| spec.type_.as_deref() == Some("ExternalName")) {
         let host = spec.external_name.clone().unwrap_or_default();
         let port = port.map_or(DEFAULT_PORT, |port| port.port);
         let location = Location::Dns { host, port: port_number(port) };
         let ready = true;
-        return Backend { cluster: Cluster { name, http2, location }, endpoints: Endpoints::default(), ready };
+        return Backend { cluster: Cluster { name, http2, location, tls }, endpoints: Endpoints::default(), ready };
     }
     let endpoints = if service.is_some() { ready_addresses(port, slices) } else { Endpoints::default() };
     let ready = !endpoints.addresses.is_empty();
-    Backend { cluster: Cluster { name, http2, location: Location::Endpoints }, endpoints, ready }
+    Backend { cluster: Cluster { name, http2, location: Location::Endpoints, tls }, endpoints, ready }
 }
 
 /// The last match wins, as upstream; the index tells whether it is the Service's first port.

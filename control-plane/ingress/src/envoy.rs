@@ -1,8 +1,10 @@
 //! The model as Envoy messages. Values that are not spelled out are Envoy's defaults, which users see as Kourier's.
 
 mod cluster;
+mod filters;
 mod listener;
 mod route;
+mod tls;
 
 use std::time::Duration;
 
@@ -16,9 +18,11 @@ use envoy_types::pb::{
 };
 
 pub use self::{
-    cluster::{cluster, endpoints},
-    listener::{Chain, Listener, listener, secret},
+    cluster::{authorization_cluster, cluster, endpoints, tracing_cluster},
+    filters::{AUTHORIZATION_CLUSTER, TRACING_CLUSTER},
+    listener::{Chain, Listener, listener},
     route::{host, table},
+    tls::{TRUST, certificate, trust},
 };
 use crate::model::Headers;
 

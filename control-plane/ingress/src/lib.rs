@@ -8,16 +8,18 @@
 
 pub mod backend;
 pub mod bootstrap;
+pub mod certificate;
 mod controller;
 pub mod envoy;
 pub mod hash;
 pub mod model;
 mod options;
+mod settings;
 pub mod translate;
 pub mod world;
 
 pub use crate::{
     bootstrap::{Admin, Bootstrap},
     controller::{Error, Handle, run},
-    options::{Options, Settings},
+    options::{Authorization, AuthorizationProtocol, Options, Settings, Tracing},
 };

@@ -20,6 +20,19 @@ pub struct VirtualHost {
     pub domains: Vec<String>,
     /// In the order in which they are tried.
     pub routes: Vec<Route>,
+    pub authorization: Access,
+}
+
+/// What external authorization, if there is any, does with requests.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum Access {
+    /// Nothing is configured: nothing to say.
+    #[default]
+    Unsaid,
+    /// Not asked.
+    Open,
+    /// Asked, with these words about the request.
+    Asked(Headers),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,6 +43,8 @@ pub struct Route {
     pub headers: Headers,
     pub set_headers: Headers,
     pub action: Action,
+    /// External authorization is not asked.
+    pub open: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -56,6 +71,14 @@ pub struct Cluster {
     pub name: String,
     pub http2: bool,
     pub location: Location,
+    /// Its pods speak TLS.
+    pub tls: Option<Identity>,
+}
+
+/// Who may answer over TLS: any of these names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub names: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

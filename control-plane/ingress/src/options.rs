@@ -1,9 +1,12 @@
 //! What the role can be told from outside, with upstream's values as defaults.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
+
+use controller::ObjectKey;
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -18,6 +21,8 @@ pub struct Options {
     pub external_tls_listen: Vec<SocketAddr>,
     /// Cluster-local routes with TLS, once an Ingress has a certificate; none when empty.
     pub internal_tls_listen: Vec<SocketAddr>,
+    /// External routes with TLS for the status probe; none when empty, or when external TLS has no address.
+    pub probe_tls_listen: Vec<SocketAddr>,
     /// Namespace of the gateway's Services.
     pub gateway_namespace: String,
     /// The gateway's Services, as written into status.
@@ -29,10 +34,20 @@ pub struct Options {
     pub workers: usize,
     /// Virtual hosts travel one by one to delta gateways (VHDS).
     pub host_discovery: bool,
+    /// Only Secrets with the label of Knative's certificates are watched
+    /// (`ENABLE_SECRET_INFORMER_FILTERING_BY_CERT_UID`).
+    pub labelled_secrets: bool,
+    /// How long to wait for `config-kourier` and `config-network`. Without it `settings` hold until they appear.
+    pub config_wait: Option<Duration>,
+    /// Name of this replica among others of which one writes status; every replica serves gateways.
+    pub replica: Option<String>,
+    /// Namespace of `cluster-cert-secret` and of the trust bundles; the role sets it from its context.
+    pub system_namespace: String,
+    /// What holds for keys that `config-kourier` does not have.
     pub settings: Settings,
 }
 
-/// What `config-kourier` holds.
+/// What `config-kourier` and `config-network` hold.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Settings {
     pub access_log: bool,
@@ -43,6 +58,51 @@ pub struct Settings {
     pub use_remote_address: bool,
     pub proxy_protocol: bool,
     pub hide_server_header: bool,
+    /// Empty: Envoy's own.
+    pub cipher_suites: BTreeSet<String>,
+    /// Private keys of the one-certificate chains are used by CryptoMB.
+    pub cryptomb: bool,
+    /// Replace the IP addresses of the listeners in [`Options`].
+    pub listen_ips: Vec<IpAddr>,
+    /// One certificate for every external host that has none of its own.
+    pub certificate: Option<ObjectKey>,
+    /// The same for cluster-local hosts.
+    pub cluster_certificate: Option<ObjectKey>,
+    pub tracing: Option<Tracing>,
+    /// From the environment it wins over `config-kourier`, as upstream.
+    pub authorization: Option<Authorization>,
+    /// Backends speak TLS (`system-internal-tls`).
+    pub internal_tls: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tracing {
+    pub host: String,
+    pub port: u16,
+    pub path: String,
+    pub grpc: bool,
+    /// Of a million requests, how many start a trace.
+    pub sampled_per_million: u32,
+    pub service_name: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Authorization {
+    pub host: String,
+    pub port: u16,
+    pub protocol: AuthorizationProtocol,
+    pub failure_mode_allow: bool,
+    pub max_request_bytes: u32,
+    pub timeout: Duration,
+    pub path_prefix: String,
+    pub pack_as_bytes: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AuthorizationProtocol {
+    Grpc,
+    Http,
+    Https,
 }
 
 // === impl Options ===
@@ -57,12 +117,17 @@ impl Default for Options {
             probe_listen: any(8090),
             external_tls_listen: any(8443),
             internal_tls_listen: any(8444),
+            probe_tls_listen: any(9443),
             gateway_namespace: "kourier-system".to_owned(),
             external_service: "kourier".to_owned(),
             internal_service: "kourier-internal".to_owned(),
             redirects: true,
             workers: 16,
             host_discovery: false,
+            labelled_secrets: false,
+            config_wait: None,
+            replica: None,
+            system_namespace: "knative-serving".to_owned(),
             settings: Settings::default(),
         }
     }
@@ -80,6 +145,14 @@ impl Default for Settings {
             use_remote_address: false,
             proxy_protocol: false,
             hide_server_header: false,
+            cipher_suites: BTreeSet::new(),
+            cryptomb: false,
+            listen_ips: Vec::new(),
+            certificate: None,
+            cluster_certificate: None,
+            tracing: None,
+            authorization: None,
+            internal_tls: false,
         }
     }
 }

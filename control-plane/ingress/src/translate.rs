@@ -7,20 +7,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
     keys::networking::{CLUSTER_LOCAL_VISIBILITY, EXTERNAL_IP},
-    networking::v1alpha1::{HttpIngressPath, Ingress, IngressRule, IngressSpec},
+    networking::v1alpha1::{HttpIngressPath, Ingress, IngressBackendSplit, IngressRule, IngressSpec, IngressTls},
 };
+use controller::ObjectKey;
 use kube::ResourceExt;
 
 use crate::{
     backend::{Port, Reference},
     hash::ingress_hash,
-    model::{Action, Headers, Route, Table, VirtualHost, Weighted},
+    model::{Access, Action, Headers, Route, Table, VirtualHost, Weighted},
 };
 
 const DISABLE_HTTP2: &str = "kourier.knative.dev/disable-http2";
 const HASH_HEADER: &str = "K-Network-Hash";
 const HASH_OVERRIDE: &str = "override";
 const REDIRECTED: &str = "Redirected";
+/// Who issues certificates must reach this in plain text and without permission.
+const ACME: &str = "/.well-known/acme-challenge/";
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Translation {
@@ -29,15 +32,28 @@ pub struct Translation {
     pub backends: BTreeMap<Reference, bool>,
     /// Hosts that no other Ingress may have.
     pub domains: BTreeSet<String>,
+    /// The Secrets that TLS needs, and for which server names.
+    pub certificates: BTreeMap<ObjectKey, ServerNames>,
+}
+
+/// Of one certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerNames {
+    pub external: BTreeSet<String>,
+    pub local: BTreeSet<String>,
 }
 
 /// What does not come from the Ingress.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Context {
     /// `Redirected` is honoured (not so with `KOURIER_HTTPOPTION_DISABLED`).
     pub redirects: bool,
-    /// There is a listener with TLS for these hosts.
-    pub tls: bool,
+    /// There is one certificate for all external hosts.
+    pub certificate: bool,
+    /// There is one certificate for all cluster-local hosts.
+    pub cluster_certificate: bool,
+    /// Somebody is asked before requests go on.
+    pub authorization: bool,
 }
 
 /// The spec with upstream's defaults in place: hash and routes are made from this.
@@ -90,6 +106,7 @@ pub fn translate(
                     headers: matched,
                     set_headers,
                     action: split(path, http1_only, &cluster)?,
+                    open: context.authorization && prefix.starts_with(ACME),
                 });
             }
             Ok(routes)
@@ -110,18 +127,23 @@ pub fn translate(
         }
         for path in &http.paths {
             for split in &path.splits {
-                let used = out.backends.entry(reference(split, http1_only)).or_default();
+                let used = out.backends.entry(reference(path, split, http1_only)).or_default();
                 *used |= split.percent > 0;
             }
         }
         let external = rule.visibility != CLUSTER_LOCAL_VISIBILITY;
         let mut plain = real.clone();
         if external && spec.http_option == REDIRECTED && context.redirects {
-            for route in &mut plain {
+            for route in plain.iter_mut().filter(|route| !route.open) {
                 route.action = Action::RedirectToHttps;
                 route.set_headers.clear();
             }
         }
+        let covered = certificates(&spec, rule, external, &namespace, &mut out.certificates);
+        let authorization = match context.authorization {
+            true => Access::Asked(words(ingress, &rule.visibility)),
+            false => Access::Unsaid,
+        };
         for host in hosts_of(rule) {
             let mut add = |table: Table, routes: &[Route]| {
                 let hosts = out.hosts.entry(table).or_default();
@@ -132,6 +154,7 @@ pub fn translate(
                         name,
                         domains: vec![host.to_owned(), format!("{host}:*")],
                         routes: routes.to_vec(),
+                        authorization: authorization.clone(),
                     }),
                 }
             };
@@ -139,8 +162,11 @@ pub fn translate(
             if external {
                 add(Table::External, &plain);
             }
-            if context.tls && !spec.tls.is_empty() {
-                add(if external { Table::ExternalTls } else { Table::InternalTls }, &real);
+            if external && (context.certificate || !spec.tls.is_empty()) {
+                add(Table::ExternalTls, &real);
+            }
+            if context.cluster_certificate || (!external && covered) {
+                add(Table::InternalTls, &real);
             }
         }
     }
@@ -152,7 +178,7 @@ pub fn translate(
 }
 
 /// Tells the gateway's readiness to Kubernetes.
-pub fn status_host() -> VirtualHost {
+pub fn status_host(authorization: bool) -> VirtualHost {
     VirtualHost {
         name: "internalkourier".to_owned(),
         domains: vec!["internalkourier".to_owned()],
@@ -162,8 +188,41 @@ pub fn status_host() -> VirtualHost {
             headers: Headers::new(),
             set_headers: Headers::new(),
             action: Action::Status,
+            open: false,
         }],
+        authorization: if authorization { Access::Open } else { Access::Unsaid },
     }
+}
+
+/// Notes the certificates of the `tls` entries that cover the whole rule; whether there is one.
+fn certificates(
+    spec: &IngressSpec,
+    rule: &IngressRule,
+    external: bool,
+    namespace: &str,
+    out: &mut BTreeMap<ObjectKey, ServerNames>,
+) -> bool {
+    let covers = |tls: &&IngressTls| rule.hosts.iter().all(|host| tls.hosts.contains(host));
+    if rule.hosts.is_empty() {
+        return false;
+    }
+    let mut covered = false;
+    for tls in spec.tls.iter().filter(covers) {
+        covered = true;
+        let namespace = if tls.secret_namespace.is_empty() { namespace } else { &tls.secret_namespace };
+        let names = out.entry(ObjectKey::new(namespace, tls.secret_name.clone())).or_default();
+        let names = if external { &mut names.external } else { &mut names.local };
+        names.extend(tls.hosts.iter().cloned());
+    }
+    covered
+}
+
+/// What the authorizer is told about requests for an Ingress.
+fn words(ingress: &Ingress, visibility: &str) -> Headers {
+    let mut words: Headers = ingress.labels().clone();
+    words.insert("client".to_owned(), "kourier".to_owned());
+    words.insert("visibility".to_owned(), visibility.to_owned());
+    words
 }
 
 fn hosts_of(rule: &IngressRule) -> impl Iterator<Item = &str> {
@@ -171,12 +230,13 @@ fn hosts_of(rule: &IngressRule) -> impl Iterator<Item = &str> {
     rule.hosts.iter().map(String::as_str).chain(any)
 }
 
-fn reference(split: &api::networking::v1alpha1::IngressBackendSplit, http1_only: bool) -> Reference {
+fn reference(path: &HttpIngressPath, split: &IngressBackendSplit, http1_only: bool) -> Reference {
     Reference {
         namespace: split.service_namespace.clone(),
         name: split.service_name.clone(),
         port: Port::from(&split.service_port),
         http1_only,
+        rewritten: !path.rewrite_host.is_empty(),
     }
 }
 
@@ -188,7 +248,7 @@ fn split(path: &HttpIngressPath, http1_only: bool, cluster: &impl Fn(&Reference)
             format!("the split to {} has the percent {}, which must be 0 to 100", split.service_name, split.percent)
         })?;
         total += u64::from(weight);
-        let cluster = cluster(&reference(split, http1_only));
+        let cluster = cluster(&reference(path, split, http1_only));
         backends.push(Weighted { cluster, weight, set_headers: split.append_headers.clone() });
     }
     if total == 0 || total > u64::from(u32::MAX) {

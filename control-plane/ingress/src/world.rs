@@ -4,6 +4,9 @@
 //! Every method publishes what follows from its event, in one revision. Objects are looked up through [`Objects`], so
 //! the whole of it runs in tests without an API.
 
+mod certificates;
+mod configure;
+mod listeners;
 mod status;
 
 use std::{
@@ -13,29 +16,51 @@ use std::{
 
 use api::networking::v1alpha1::Ingress;
 use controller::ObjectKey;
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Secret, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::ResourceExt;
 use xds::{Change, Kind, Name, Resource, Version, Xds};
 
 pub use self::status::{Pending, State};
+use self::{certificates::Certificates, configure::Trust, listeners::Listeners};
 use crate::{
     backend::{self, Backend, Reference},
+    certificate::{self, Pair},
     envoy,
     model::{Location, Table},
-    options::Options,
-    translate::{self, Context, Translation},
+    options::{Options, Settings},
+    translate::{self, Context, ServerNames, Translation},
 };
 
-/// Where Services and EndpointSlices are looked up.
+/// Where objects other than Ingresses are looked up.
 pub trait Objects: Send + Sync {
     fn service(&self, key: &ObjectKey) -> Option<Arc<Service>>;
     fn slices(&self, service: &ObjectKey) -> Vec<Arc<EndpointSlice>>;
+
+    fn secret(&self, _key: &ObjectKey) -> Option<Arc<Secret>> {
+        None
+    }
+
+    /// PEM texts of ConfigMaps with certificates to trust, by where they come from.
+    fn trust_bundles(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
 }
 
 pub struct World<O> {
     objects: O,
     xds: Xds,
+    options: Options,
+    /// As asked for, and what of it can be used: a certificate may be missing.
+    settings: Settings,
+    usable: Settings,
     context: Context,
+    trust: Trust,
+    listeners: Listeners,
+    certificates: Certificates,
+    one_certificates: BTreeMap<ObjectKey, Pair>,
     ingresses: HashMap<ObjectKey, Entry>,
     /// The owner of each host.
     domains: HashMap<String, ObjectKey>,
@@ -57,6 +82,8 @@ struct Entry {
     refused: BTreeMap<(Kind, Name), String>,
     /// Services it names.
     services: BTreeSet<ObjectKey>,
+    /// Secrets it names.
+    secrets: BTreeSet<ObjectKey>,
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +91,10 @@ struct Live {
     hosts: BTreeMap<Name, Version>,
     clusters: BTreeSet<String>,
     domains: BTreeSet<String>,
+    certificates: BTreeSet<ObjectKey>,
 }
+
+type Pairs = BTreeMap<ObjectKey, (Pair, ServerNames)>;
 
 /// A published cluster.
 #[derive(Debug)]
@@ -86,41 +116,30 @@ impl<O: Objects> World<O> {
     /// Publishes what exists without any Ingress: listeners, tables and the status host.
     pub fn new(objects: O, xds: Xds, options: &Options) -> Self {
         let mut change = Change::default();
-        let mut listener = |name: &str, addresses: &[std::net::SocketAddr], table, external: bool| {
-            let model = envoy::Listener {
-                name: name.to_owned(),
-                addresses: addresses.to_vec(),
-                table,
-                proxy_protocol: external && options.settings.proxy_protocol,
-                chains: Vec::new(),
-                settings: options.settings.clone(),
-            };
-            if let Some(message) = envoy::listener(&model) {
-                let resource = Resource::new(Kind::Listener, name, Version::of(&model), &message);
-                change.set.push(resource.requires(Kind::Route, table.name()));
-            }
-        };
-        listener("listener_8080", &options.external_listen, Table::External, true);
-        listener("listener_8081", &options.internal_listen, Table::Internal, false);
-        listener("listener_8090", &options.probe_listen, Table::External, false);
-        for table in [Table::External, Table::Internal] {
+        for table in Table::ALL {
             let version = Version::of(&table);
             change.set.push(Resource::new(Kind::Route, table.name(), version, &envoy::table(table)));
         }
-        let status = translate::status_host();
-        let name = host_name(Table::Internal, &status.name);
-        change.set.push(Resource::new(Kind::VirtualHost, name, Version::of(&status), &envoy::host(&status)));
         xds.publish(change);
-        World {
+        let mut world = World {
             objects,
             xds,
-            context: Context { redirects: options.redirects, tls: false },
+            options: options.clone(),
+            settings: options.settings.clone(),
+            usable: options.settings.clone(),
+            context: Context::default(),
+            trust: Trust::default(),
+            listeners: Listeners::default(),
+            certificates: Certificates::default(),
+            one_certificates: BTreeMap::new(),
             ingresses: HashMap::new(),
             domains: HashMap::new(),
             clusters: HashMap::new(),
             services: HashMap::new(),
             hosts: HashMap::new(),
-        }
+        };
+        world.reconfigure();
+        world
     }
 
     /// An Ingress appeared or changed. Returns others that may go on because of it.
@@ -146,6 +165,13 @@ impl<O: Objects> World<O> {
             }
         };
         self.watch_services(&key, &translation);
+        let pairs = match self.pairs(&key, &translation) {
+            Ok(pairs) => pairs,
+            Err(message) => {
+                self.entry(&key).state = State::Invalid(message);
+                return BTreeSet::new();
+            }
+        };
         let taken = translation.domains.iter().find_map(|domain| {
             let owner = self.domains.get(domain)?;
             (*owner != key).then(|| (domain.clone(), owner.clone()))
@@ -171,7 +197,7 @@ impl<O: Objects> World<O> {
             entry.state = State::Waiting { services: unready, revision: None };
             return BTreeSet::new();
         }
-        let freed = self.install(&key, translation, resolved, unready);
+        let freed = self.install(&key, translation, resolved, pairs, unready);
         self.unblocked(&freed)
     }
 
@@ -180,8 +206,10 @@ impl<O: Objects> World<O> {
         if !self.ingresses.contains_key(key) {
             return BTreeSet::new();
         }
-        let freed = self.install(key, Translation::default(), HashMap::new(), BTreeSet::new());
+        let freed = self.install(key, Translation::default(), HashMap::new(), Pairs::new(), BTreeSet::new());
         self.watch_services(key, &Translation::default());
+        let secrets = std::mem::take(&mut self.entry(key).secrets);
+        self.certificates.watch(key, &secrets, &BTreeSet::new());
         self.ingresses.remove(key);
         self.unblocked(&freed)
     }
@@ -219,7 +247,28 @@ impl<O: Objects> World<O> {
     fn resolve(&self, reference: &Reference) -> Backend {
         let key = service_key(reference);
         let service = self.objects.service(&key);
-        backend::resolve(reference, service.as_deref(), &self.objects.slices(&key))
+        backend::resolve(reference, service.as_deref(), &self.objects.slices(&key), self.trust == Trust::On)
+    }
+
+    /// The certificates that a translation needs, and from now on news about them.
+    fn pairs(&mut self, key: &ObjectKey, translation: &Translation) -> Result<Pairs, String> {
+        if let Trust::Nobody(message) = &self.trust {
+            return Err(message.clone());
+        }
+        let new: BTreeSet<ObjectKey> = translation.certificates.keys().cloned().collect();
+        let old = std::mem::replace(&mut self.entry(key).secrets, new.clone());
+        self.certificates.watch(key, &old, &new);
+        let mut pairs = Pairs::new();
+        for (secret, names) in &translation.certificates {
+            let failed = "failed to translate ingress: failed to translate ingressTLS:";
+            let found = self.objects.secret(secret).ok_or_else(|| {
+                format!("{failed} failed to fetch secret: secret {:?} not found in {}", secret.name, secret.namespace)
+            })?;
+            let pair = certificate::pair(&found)
+                .map_err(|error| format!("{failed} invalid secret is specified: {secret}: {error}"))?;
+            pairs.insert(secret.clone(), (pair, names.clone()));
+        }
+        Ok(pairs)
     }
 
     fn entry(&mut self, key: &ObjectKey) -> &mut Entry {
@@ -232,11 +281,16 @@ impl<O: Objects> World<O> {
         key: &ObjectKey,
         translation: Translation,
         mut resolved: HashMap<Reference, Backend>,
+        pairs: Pairs,
         unready: BTreeSet<ObjectKey>,
     ) -> BTreeSet<String> {
         let old = std::mem::take(&mut self.entry(key).live);
-        let mut live = Live { domains: translation.domains, ..Live::default() };
+        let mut live =
+            Live { domains: translation.domains, certificates: pairs.keys().cloned().collect(), ..Live::default() };
         let mut change = Change::default();
+        if self.certificates.assign(key, &old.certificates, pairs, &mut change) {
+            self.listeners.update(&self.options, &self.usable, &self.certificates, &mut change);
+        }
         for reference in translation.backends.into_keys() {
             let backend = resolved.remove(&reference).expect("resolved while translating");
             let name = backend.cluster.name.clone();
@@ -345,7 +399,9 @@ impl<O: Objects> World<O> {
 
 impl Live {
     fn contains(&self, name: &Name) -> bool {
-        self.hosts.contains_key(name) || self.clusters.contains(&**name)
+        self.hosts.contains_key(name)
+            || self.clusters.contains(&**name)
+            || self.certificates.iter().any(|secret| secret.to_string() == **name)
     }
 }
 
@@ -360,7 +416,10 @@ fn publish_backend(change: &mut Change, backend: &Backend, old: Option<&Backend>
     let name: Name = cluster.name.as_str().into();
     let by_endpoints = cluster.location == Location::Endpoints;
     if old.is_none_or(|old| old.cluster != *cluster) {
-        let resource = Resource::new(Kind::Cluster, name.clone(), Version::of(cluster), &envoy::cluster(cluster));
+        let mut resource = Resource::new(Kind::Cluster, name.clone(), Version::of(cluster), &envoy::cluster(cluster));
+        if cluster.tls.is_some() {
+            resource = resource.requires(Kind::Secret, envoy::TRUST);
+        }
         change.set.push(if by_endpoints { resource.requires(Kind::Endpoints, name.clone()) } else { resource });
     }
     if by_endpoints {

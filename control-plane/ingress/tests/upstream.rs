@@ -31,7 +31,7 @@ fn resolve(objects: &Objects, reference: &backend::Reference) -> Backend {
         .filter(|slice| slice.labels()["kubernetes.io/service-name"] == reference.name)
         .cloned()
         .collect();
-    backend::resolve(reference, service, &slices)
+    backend::resolve(reference, service, &slices, false)
 }
 
 fn route(route: &Route) -> Value {
@@ -59,9 +59,9 @@ fn the_gateway_is_told_what_upstream_tells_it() {
         let value = json!({"domains": host.domains, "routes": routes});
         tables.entry(table).or_default().insert(host.name.clone(), value);
     };
-    add("internal_services", &status_host());
+    add("internal_services", &status_host(false));
     for ingress in &objects.ingresses {
-        let context = Context { redirects: true, tls: true };
+        let context = Context { redirects: true, ..Context::default() };
         let name = |reference: &backend::Reference| resolve(&objects, reference).cluster.name;
         let translation = translate(ingress, context, name).unwrap();
         for (table, hosts) in &translation.hosts {

@@ -11,7 +11,7 @@ use api::{
     keys::networking::INGRESS_FINALIZER,
     networking::v1alpha1::{Ingress, LoadBalancerIngress, LoadBalancerStatus},
 };
-use controller::{Context, Error, ObjectKey, Reconcile};
+use controller::{Context, Error, Leadership, ObjectKey, Reconcile};
 use parking_lot::Mutex;
 use xds::Xds;
 
@@ -25,6 +25,7 @@ pub(super) struct Reconciler {
     world: Shared,
     xds: Xds,
     waiting: Waiting,
+    leadership: Leadership,
     public: LoadBalancerStatus,
     private: LoadBalancerStatus,
 }
@@ -57,7 +58,14 @@ impl Waiting {
 // === impl Reconciler ===
 
 impl Reconciler {
-    pub(super) fn new(world: Shared, xds: Xds, waiting: Waiting, ctx: &Context, options: &Options) -> Self {
+    pub(super) fn new(
+        world: Shared,
+        xds: Xds,
+        waiting: Waiting,
+        leadership: Leadership,
+        ctx: &Context,
+        options: &Options,
+    ) -> Self {
         let address = |service: &str| LoadBalancerStatus {
             ingress: vec![LoadBalancerIngress {
                 domain_internal: format!("{service}.{}.svc.{}", options.gateway_namespace, ctx.cluster_domain),
@@ -65,7 +73,7 @@ impl Reconciler {
             }],
         };
         let (public, private) = (address(&options.external_service), address(&options.internal_service));
-        Reconciler { world, xds, waiting, public, private }
+        Reconciler { world, xds, waiting, leadership, public, private }
     }
 
     async fn pending(&self, key: &ObjectKey, generation: i64) -> Pending {
@@ -91,7 +99,7 @@ impl Reconcile for Reconciler {
     const FINALIZER: Option<&'static str> = Some(INGRESS_FINALIZER);
 
     fn selects(&self, ingress: &Ingress) -> bool {
-        is_ours(ingress)
+        is_ours(ingress) && self.leadership.leads(&ObjectKey::of(ingress))
     }
 
     fn prepare(&self, ingress: &mut Ingress) {

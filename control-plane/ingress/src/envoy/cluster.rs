@@ -9,7 +9,7 @@ use envoy_types::{
                 Cluster,
                 cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
             },
-            core::v3::Http2ProtocolOptions,
+            core::v3::{Http1ProtocolOptions, Http2ProtocolOptions},
             endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint},
         },
         extensions::upstreams::http::v3::{
@@ -22,8 +22,15 @@ use envoy_types::{
     util::pack_any,
 };
 
-use super::{ads, duration, socket};
-use crate::model::{self, Location};
+use super::{
+    ads, duration,
+    filters::{AUTHORIZATION_CLUSTER, TRACING_CLUSTER},
+    socket, tls,
+};
+use crate::{
+    model::{self, Location},
+    options::{Authorization, AuthorizationProtocol, Tracing},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -43,16 +50,55 @@ pub fn cluster(cluster: &model::Cluster) -> Cluster {
     };
     out.cluster_discovery_type = Some(ClusterDiscoveryType::Type(kind as i32));
     if cluster.http2 {
-        let protocol = ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default());
-        let options = HttpProtocolOptions {
-            upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-                protocol_config: Some(protocol),
-            })),
-            ..Default::default()
-        };
-        out.typed_extension_protocol_options.insert(PROTOCOL_OPTIONS.to_owned(), pack_any(options));
+        speak(&mut out, ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()));
+    }
+    out.transport_socket = cluster.tls.as_ref().map(|identity| tls::upstream(identity, cluster.http2));
+    out
+}
+
+/// Where authorization is asked for.
+pub fn authorization_cluster(from: &Authorization) -> Cluster {
+    let mut out = service(AUTHORIZATION_CLUSTER, &from.host, from.port);
+    let protocol = match from.protocol {
+        AuthorizationProtocol::Grpc => ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()),
+        AuthorizationProtocol::Http | AuthorizationProtocol::Https => {
+            ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())
+        }
+    };
+    speak(&mut out, protocol);
+    if from.protocol == AuthorizationProtocol::Https {
+        out.transport_socket = Some(tls::named(&from.host));
     }
     out
+}
+
+/// Where traces go.
+pub fn tracing_cluster(from: &Tracing) -> Cluster {
+    let mut out = service(TRACING_CLUSTER, &from.host, from.port);
+    if from.grpc {
+        speak(&mut out, ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()));
+    }
+    out
+}
+
+fn service(name: &str, host: &str, port: u16) -> Cluster {
+    Cluster {
+        name: name.to_owned(),
+        connect_timeout: duration(CONNECT_TIMEOUT),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns as i32)),
+        load_assignment: Some(assignment(name, &[(host.to_owned(), port)])),
+        ..Default::default()
+    }
+}
+
+fn speak(cluster: &mut Cluster, protocol: ProtocolConfig) {
+    let options = HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(protocol),
+        })),
+        ..Default::default()
+    };
+    cluster.typed_extension_protocol_options.insert(PROTOCOL_OPTIONS.to_owned(), pack_any(options));
 }
 
 pub fn endpoints(cluster: &str, endpoints: &model::Endpoints) -> ClusterLoadAssignment {

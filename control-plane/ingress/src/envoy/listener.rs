@@ -1,5 +1,4 @@
-//! Listeners and the certificates their TLS chains ask for. Certificates travel as secrets: a renewed one changes no
-//! listener.
+//! Listeners: one filter chain in plain text, or one per certificate.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -7,10 +6,7 @@ use envoy_types::{
     pb::envoy::{
         config::{
             accesslog::v3::{AccessLog, access_log},
-            core::v3::{
-                DataSource, SubstitutionFormatString, TransportSocket, data_source, substitution_format_string::Format,
-                transport_socket,
-            },
+            core::v3::{DataSource, SubstitutionFormatString, data_source, substitution_format_string::Format},
             listener::v3::{
                 self, AdditionalAddress, Filter, FilterChain, FilterChainMatch, ListenerFilter, filter, listener_filter,
             },
@@ -26,16 +22,12 @@ use envoy_types::{
                     http_filter,
                 },
             },
-            transport_sockets::tls::v3::{
-                CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, TlsCertificate, TlsParameters, secret,
-                tls_parameters::TlsProtocol,
-            },
         },
     },
     util::pack_any,
 };
 
-use super::{ads, bool_value, duration, socket};
+use super::{ads, bool_value, duration, filters, socket, tls};
 use crate::{model::Table, options::Settings};
 
 const ROUTES_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,7 +43,7 @@ pub struct Listener {
     pub settings: Settings,
 }
 
-/// One certificate, for these server names.
+/// One certificate, for these server names; without names for all that have no chain of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Chain {
     pub secret: String,
@@ -70,7 +62,7 @@ pub fn listener(listener: &Listener) -> Option<v3::Listener> {
     if listener.proxy_protocol {
         filter("envoy.filters.listener.proxy_protocol", pack_any(ProxyProtocol::default()));
     }
-    if !listener.chains.is_empty() {
+    if listener.chains.iter().any(|chain| !chain.server_names.is_empty()) {
         filter("envoy.filters.listener.tls_inspector", pack_any(TlsInspector::default()));
     }
     let manager = Filter {
@@ -79,11 +71,11 @@ pub fn listener(listener: &Listener) -> Option<v3::Listener> {
     };
     let plain = FilterChain { filters: vec![manager.clone()], ..Default::default() };
     let secured = |chain: &Chain| FilterChain {
-        filter_chain_match: Some(FilterChainMatch {
+        filter_chain_match: (!chain.server_names.is_empty()).then(|| FilterChainMatch {
             server_names: chain.server_names.iter().cloned().collect(),
             ..Default::default()
         }),
-        transport_socket: Some(transport_socket(&chain.secret)),
+        transport_socket: Some(tls::downstream(&chain.secret, listener.settings.cipher_suites.iter())),
         filters: vec![manager.clone()],
         name: chain.secret.clone(),
         ..Default::default()
@@ -103,15 +95,6 @@ pub fn listener(listener: &Listener) -> Option<v3::Listener> {
     })
 }
 
-pub fn secret(name: &str, chain: &[u8], key: &[u8]) -> Secret {
-    let inline = |bytes: &[u8]| {
-        Some(DataSource { specifier: Some(data_source::Specifier::InlineBytes(bytes.to_vec())), ..Default::default() })
-    };
-    let certificate =
-        TlsCertificate { certificate_chain: inline(chain), private_key: inline(key), ..Default::default() };
-    Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) }
-}
-
 fn manager(listener: &Listener) -> HttpConnectionManager {
     let settings = &listener.settings;
     let router = HttpFilter {
@@ -129,7 +112,9 @@ fn manager(listener: &Listener) -> HttpConnectionManager {
             config_source: Some(ads(Some(ROUTES_TIMEOUT))),
             route_config_name: listener.table.name().to_owned(),
         })),
-        http_filters: vec![router],
+        http_filters: settings.authorization.as_ref().map(filters::authorization).into_iter().chain([router]).collect(),
+        generate_request_id: settings.tracing.as_ref().and_then(|_| bool_value(true)),
+        tracing: settings.tracing.as_ref().map(filters::tracing),
         stream_idle_timeout: duration(settings.stream_idle_timeout),
         xff_num_trusted_hops: settings.trusted_hops,
         use_remote_address: bool_value(settings.use_remote_address || settings.proxy_protocol),
@@ -160,26 +145,4 @@ fn access_log(settings: &Settings) -> Vec<AccessLog> {
         config_type: Some(access_log::ConfigType::TypedConfig(pack_any(file))),
         ..Default::default()
     }]
-}
-
-fn transport_socket(secret: &str) -> TransportSocket {
-    let context = DownstreamTlsContext {
-        common_tls_context: Some(CommonTlsContext {
-            alpn_protocols: vec!["h2".to_owned(), "http/1.1".to_owned()],
-            tls_params: Some(TlsParameters {
-                tls_minimum_protocol_version: TlsProtocol::TlSv12 as i32,
-                ..Default::default()
-            }),
-            tls_certificate_sds_secret_configs: vec![SdsSecretConfig {
-                name: secret.to_owned(),
-                sds_config: Some(ads(None)),
-            }],
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    TransportSocket {
-        name: "envoy.transport_sockets.tls".to_owned(),
-        config_type: Some(transport_socket::ConfigType::TypedConfig(pack_any(context))),
-    }
 }

@@ -19,8 +19,8 @@ use envoy_types::pb::{
     google::protobuf::UInt32Value,
 };
 
-use super::{bool_value, duration, set_headers};
-use crate::model::{self, Table};
+use super::{bool_value, duration, filters, set_headers};
+use crate::model::{self, Access, Table};
 
 /// The static cluster of the bootstrap that leads to the gateway's admin interface.
 const ADMIN_CLUSTER: &str = "service_stats";
@@ -35,6 +35,7 @@ pub fn host(host: &model::VirtualHost) -> VirtualHost {
         name: host.name.clone(),
         domains: host.domains.clone(),
         routes: host.routes.iter().map(route).collect(),
+        typed_per_filter_config: filters::access(&host.authorization),
         ..Default::default()
     }
 }
@@ -66,6 +67,7 @@ fn route(route: &model::Route) -> Route {
             ..Default::default()
         }),
         request_headers_to_add: set_headers(&route.set_headers),
+        typed_per_filter_config: filters::access(if route.open { &Access::Open } else { &Access::Unsaid }),
         action: Some(action),
         ..Default::default()
     }

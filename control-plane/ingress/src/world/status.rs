@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use controller::ObjectKey;
-use xds::{Event, Settled};
+use xds::{Event, Kind, Settled};
 
 use super::{Objects, World};
+use crate::envoy;
 
 /// How far the last translation of an Ingress got.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -87,6 +88,11 @@ impl<O: Objects> World<O> {
         let mut owners: BTreeSet<ObjectKey> = self.hosts.get(name).into_iter().cloned().collect();
         if let Some(used) = self.clusters.get(&**name) {
             owners.extend(used.users.iter().cloned());
+        }
+        if let (Event::Rejected { kind: Kind::Secret, .. } | Event::Recovered { kind: Kind::Secret, .. }, false) =
+            (event, &**name == envoy::TRUST)
+        {
+            owners.extend(self.certificates.users_of(name));
         }
         for owner in &owners {
             let Some(entry) = self.ingresses.get_mut(owner) else { continue };

@@ -261,7 +261,6 @@ impl Stream {
             }
             return None;
         };
-        let mut resend = Vec::new();
         for item in &items {
             let Some(offer) = &item.offer else { continue };
             if kind == Kind::Route && self.host_discovery && !self.wants(Kind::VirtualHost, &item.name) {
@@ -273,8 +272,9 @@ impl Stream {
                 }
                 if self.wants(*child, name) {
                     // A changed cluster waits for its endpoints again, although the client subscribed to them before.
-                    if *child == Kind::Endpoints {
-                        resend.push((name.clone(), item.first, item.last));
+                    // They follow at once: Envoy acknowledges clusters only when they have what they wait for.
+                    if *child == Kind::Endpoints && cache.get(*child, name).is_some() {
+                        self.subs[*child as usize].mark_at(name, item.first, item.last);
                     }
                 } else if cache.get(*child, name).is_some() {
                     self.subs[*child as usize].expected.insert(name.clone(), item.first);
@@ -284,7 +284,7 @@ impl Stream {
         self.nonce += 1;
         let nonce = self.nonce;
         let sub = &mut self.subs[kind as usize];
-        sub.flight = Some(Flight { nonce, items, resend });
+        sub.flight = Some(Flight { nonce, items });
         let version = resources.iter().fold(Version::of(&kind.type_url()), |v, r| v.join(&r.name, r.version));
         Some(Response { kind, protocol: self.protocol, nonce, version, resources, removed })
     }
@@ -382,13 +382,6 @@ impl Stream {
                 None => {
                     sub.held.remove(&item.name);
                 }
-            }
-        }
-        for (name, first, last) in flight.resend {
-            let exists = cache.get(Kind::Endpoints, &name).is_some();
-            let sub = &mut self.subs[Kind::Endpoints as usize];
-            if exists && sub.owed.contains(&name) {
-                sub.mark_at(&name, first, last);
             }
         }
     }

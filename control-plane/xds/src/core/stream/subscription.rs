@@ -54,8 +54,6 @@ pub(super) struct Mark {
 pub(super) struct Flight {
     pub(super) nonce: u64,
     pub(super) items: Vec<Item>,
-    /// Endpoints to send again once this is accepted.
-    pub(super) resend: Vec<(Name, u64, u64)>,
 }
 
 #[derive(Debug)]

@@ -1,9 +1,11 @@
 //! The control plane with a real Envoy and real backends. Here without a Kubernetes API: objects are put into the world
 //! as the event handlers do. In `role.rs` with the embedded API.
 
-#[path = "gateway/role.rs"]
+mod certificates;
+mod conformance;
+mod internal_tls;
 mod role;
-#[path = "gateway/support.rs"]
+mod settings;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -171,6 +173,7 @@ async fn a_refused_resource_is_left_out_and_named() {
                     host: "localhost".to_owned(),
                     port: if valid { 80 } else { 0 },
                 },
+                tls: None,
             };
             let mut message = ingress::envoy::cluster(&model);
             if !valid {

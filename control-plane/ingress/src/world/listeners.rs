@@ -1,0 +1,118 @@
+//! The gateway's listeners: which there are follows from the settings and from the certificates in use.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use xds::{Change, Kind, Name, Resource, Version};
+
+use super::certificates::{Certificates, whole_name};
+use crate::{
+    envoy::{self, Chain},
+    model::Table,
+    options::{Options, Settings},
+};
+
+#[derive(Debug, Default)]
+pub(super) struct Listeners {
+    published: BTreeMap<Name, Version>,
+    /// Clusters that listeners need.
+    clusters: BTreeMap<Name, Version>,
+}
+
+// === impl Listeners ===
+
+impl Listeners {
+    pub(super) fn update(
+        &mut self,
+        options: &Options,
+        settings: &Settings,
+        certificates: &Certificates,
+        change: &mut Change,
+    ) {
+        self.clusters(settings, change);
+        let chains = |mut chains: Vec<Chain>, whole: &Option<controller::ObjectKey>| {
+            let secret = whole.as_ref().map(|secret| whole_name(secret, settings.cryptomb));
+            chains.extend(secret.map(|secret| Chain { secret, server_names: Default::default() }));
+            chains
+        };
+        let external = chains(certificates.chains(|names| &names.external), &settings.certificate);
+        let local = chains(certificates.chains(|names| &names.local), &settings.cluster_certificate);
+        let probe: &[SocketAddr] = if options.external_tls_listen.is_empty() { &[] } else { &options.probe_tls_listen };
+        let plain = || Some(Vec::new());
+        let secured = |chains: &Vec<Chain>| (!chains.is_empty()).then(|| chains.clone());
+        // In-cluster clients and probes never speak the PROXY protocol.
+        let proxied = settings.proxy_protocol;
+        let wanted = [
+            ("listener_8080", options.external_listen.as_slice(), Table::External, proxied, plain()),
+            ("listener_8081", &options.internal_listen, Table::Internal, false, plain()),
+            ("listener_8090", &options.probe_listen, Table::External, false, plain()),
+            ("listener_8443", &options.external_tls_listen, Table::ExternalTls, proxied, secured(&external)),
+            ("listener_8444", &options.internal_tls_listen, Table::InternalTls, false, secured(&local)),
+            ("listener_9443", probe, Table::ExternalTls, false, secured(&external)),
+        ];
+        for (name, addresses, table, proxy_protocol, chains) in wanted {
+            let model = chains.map(|chains| envoy::Listener {
+                name: name.to_owned(),
+                addresses: on(addresses, settings),
+                table,
+                proxy_protocol,
+                chains,
+                settings: settings.clone(),
+            });
+            let model = model.filter(|model| !model.addresses.is_empty());
+            let Some(model) = model else {
+                if self.published.remove(name).is_some() {
+                    change.remove.push((Kind::Listener, name.into()));
+                }
+                continue;
+            };
+            let version = Version::of(&model);
+            if self.published.get(name) == Some(&version) {
+                continue;
+            }
+            let message = envoy::listener(&model).expect("it has an address");
+            let mut resource =
+                Resource::new(Kind::Listener, name, version, &message).requires(Kind::Route, table.name());
+            for chain in &model.chains {
+                resource = resource.requires(Kind::Secret, chain.secret.as_str());
+            }
+            for cluster in self.clusters.keys() {
+                resource = resource.requires(Kind::Cluster, cluster.clone());
+            }
+            self.published.insert(name.into(), version);
+            change.set.push(resource);
+        }
+    }
+
+    fn clusters(&mut self, settings: &Settings, change: &mut Change) {
+        let authorization = settings.authorization.as_ref();
+        let tracing = settings.tracing.as_ref();
+        let wanted = [
+            (envoy::AUTHORIZATION_CLUSTER, authorization.map(|a| (Version::of(a), envoy::authorization_cluster(a)))),
+            (envoy::TRACING_CLUSTER, tracing.map(|t| (Version::of(t), envoy::tracing_cluster(t)))),
+        ];
+        for (name, wanted) in wanted {
+            match wanted {
+                Some((version, message)) if self.clusters.get(name) != Some(&version) => {
+                    change.set.push(Resource::new(Kind::Cluster, name, version, &message));
+                    self.clusters.insert(name.into(), version);
+                }
+                Some(_) => {}
+                None => {
+                    if self.clusters.remove(name).is_some() {
+                        change.remove.push((Kind::Cluster, name.into()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The addresses of a listener; `listen-ip-addresses` replaces the IPs and keeps the port.
+fn on(addresses: &[SocketAddr], settings: &Settings) -> Vec<SocketAddr> {
+    match addresses.first() {
+        Some(first) if !settings.listen_ips.is_empty() => {
+            settings.listen_ips.iter().map(|ip| SocketAddr::new(*ip, first.port())).collect()
+        }
+        _ => addresses.to_vec(),
+    }
+}

@@ -1,0 +1,306 @@
+//! Leader election as `knative.dev/pkg` does it: one Lease per bucket of keys, so that several replicas share the
+//! writing, taken over when its holder has not renewed it for the lease's duration as seen on our own clock.
+//!
+//! The clocks of replicas are never compared: a Lease counts as renewed whenever its content changes.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::config::LeaderElection;
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::sync::watch;
+
+use crate::{Context, ObjectKey};
+
+/// Who wants to lead what.
+#[derive(Debug, Clone)]
+pub struct Election {
+    /// Prefix of the Leases' names, for example
+    /// `net-kourier-controller.knative.dev.net-kourier.pkg.reconciler.ingress.reconciler`.
+    pub name: String,
+    /// Of this replica, different from all others; a holder's name in the Lease.
+    pub identity: String,
+    pub config: LeaderElection,
+}
+
+/// Which buckets this replica leads now. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Leadership {
+    /// Empty: everything, without any Lease.
+    buckets: Arc<[watch::Receiver<bool>]>,
+}
+
+/// One candidate for one Lease.
+struct Candidate {
+    api: Api<Lease>,
+    name: String,
+    identity: String,
+    config: LeaderElection,
+    observed: Observed,
+}
+
+/// The Lease as last seen, and when it last changed here.
+#[derive(Debug, Default)]
+struct Observed {
+    content: Option<(Option<String>, Option<MicroTime>)>,
+    at: Option<Instant>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Create,
+    /// It is ours, or nobody's any more.
+    Take {
+        transitions: i32,
+        acquired: bool,
+    },
+    Wait,
+}
+
+/// Starts the election; leadership comes and goes until the context's tasks end, which gives it back.
+pub fn elect(ctx: &Context, election: &Election) -> Leadership {
+    let count = election.config.buckets.max(1);
+    let buckets = (0..count).map(|bucket| {
+        let name = lease_name(&election.name, bucket, count);
+        let (sender, receiver) = watch::channel(false);
+        let candidate = Candidate {
+            api: Api::namespaced(ctx.client.clone(), &ctx.system_namespace),
+            name,
+            identity: election.identity.clone(),
+            config: election.config.clone(),
+            observed: Observed::default(),
+        };
+        let token = ctx.tasks.token().clone();
+        ctx.tasks.spawn_graceful("leases", candidate.run(sender, async move { token.cancelled().await }));
+        receiver
+    });
+    Leadership { buckets: buckets.collect() }
+}
+
+/// `<prefix>.<NN>-of-<MM>`, lower case.
+pub fn lease_name(prefix: &str, bucket: u32, of: u32) -> String {
+    format!("{prefix}.{bucket:02}-of-{of:02}").to_lowercase()
+}
+
+// === impl Leadership ===
+
+impl Leadership {
+    /// The only replica there is.
+    pub fn alone() -> Self {
+        Self { buckets: Arc::new([]) }
+    }
+
+    /// Whether this replica writes for `key`.
+    pub fn leads(&self, key: &ObjectKey) -> bool {
+        match self.buckets.len() {
+            0 => true,
+            count => *self.buckets[bucket_of(key, count)].borrow(),
+        }
+    }
+
+    /// Calls `promoted` whenever this replica gets a bucket: what it leads now must be reconciled again.
+    pub fn on_promotion(&self, ctx: &Context, promoted: impl Fn() + Clone + Send + Sync + 'static) {
+        for bucket in self.buckets.iter() {
+            let (mut bucket, promoted) = (bucket.clone(), promoted.clone());
+            ctx.tasks.spawn("promotion", async move {
+                while bucket.wait_for(|leads| *leads).await.is_ok() {
+                    promoted();
+                    if bucket.wait_for(|leads| !*leads).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    }
+}
+
+fn bucket_of(key: &ObjectKey, count: usize) -> usize {
+    // `DefaultHasher::new` has fixed keys: replicas of one build agree.
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    usize::try_from(hasher.finish() % count as u64).expect("smaller than a usize")
+}
+
+// === impl Candidate ===
+
+impl Candidate {
+    async fn run(mut self, leads: watch::Sender<bool>, stopped: impl Future<Output = ()> + Send) {
+        let mut stopped = std::pin::pin!(stopped);
+        let mut renewed = Instant::now();
+        loop {
+            let attempt = tokio::time::timeout(self.config.renew_deadline, self.attempt());
+            let leading = tokio::select! {
+                result = attempt => match result {
+                    Ok(Ok(leading)) => {
+                        renewed = Instant::now();
+                        leading
+                    }
+                    outcome => {
+                        if let Ok(Err(error)) = outcome {
+                            tracing::warn!(lease = %self.name, %error, "cannot renew; trying again");
+                        }
+                        // Nobody else takes over before the lease ends, which is later than this.
+                        *leads.borrow() && renewed.elapsed() < self.config.renew_deadline
+                    }
+                },
+                () = &mut stopped => break,
+            };
+            if leads.send_replace(leading) != leading {
+                tracing::info!(lease = %self.name, leading, "leadership changed");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.config.retry_period) => {}
+                () = &mut stopped => break,
+            }
+        }
+        if leads.send_replace(false) {
+            self.release().await;
+        }
+    }
+
+    /// One look at the Lease; whether it is ours afterwards.
+    async fn attempt(&mut self) -> Result<bool, kube::Error> {
+        let lease = self.api.get_opt(&self.name).await?;
+        let now = Instant::now();
+        let step = self.observed.decide(lease.as_ref(), &self.identity, self.config.lease_duration, now);
+        let written = match step {
+            Step::Wait => return Ok(false),
+            Step::Create => {
+                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+                let lease = Lease { metadata, spec: Some(self.spec(None, 0, true)) };
+                self.api.create(&PostParams::default(), &lease).await
+            }
+            Step::Take { transitions, acquired } => {
+                let mut lease = lease.expect("only an existing Lease is taken");
+                lease.spec = Some(self.spec(lease.spec.take(), transitions, acquired));
+                self.api.replace(&self.name, &PostParams::default(), &lease).await
+            }
+        };
+        match written {
+            Ok(lease) => {
+                self.observed.see(&lease, now);
+                Ok(true)
+            }
+            // Another replica was faster.
+            Err(error) if crate::error::is_conflict(&error) => Ok(false),
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn spec(&self, old: Option<LeaseSpec>, transitions: i32, acquired: bool) -> LeaseSpec {
+        let now = MicroTime(Timestamp::now());
+        let old = old.unwrap_or_default();
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: i32::try_from(self.config.lease_duration.as_secs()).ok(),
+            acquire_time: if acquired { Some(now.clone()) } else { old.acquire_time.clone() },
+            renew_time: Some(now),
+            lease_transitions: Some(transitions),
+            ..old
+        }
+    }
+
+    /// So that another replica need not wait for the lease to end.
+    async fn release(&self) {
+        let give_back = async {
+            let Some(mut lease) = self.api.get_opt(&self.name).await? else { return Ok(()) };
+            let Some(spec) = lease.spec.as_mut().filter(|s| s.holder_identity.as_deref() == Some(&*self.identity))
+            else {
+                return Ok(());
+            };
+            spec.holder_identity = Some(String::new());
+            spec.lease_duration_seconds = Some(1);
+            spec.renew_time = Some(MicroTime(Timestamp::now()));
+            self.api.replace(&self.name, &PostParams::default(), &lease).await.map(drop)
+        };
+        match tokio::time::timeout(Duration::from_secs(2), give_back).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(lease = %self.name, %error, "not given back; it ends by itself"),
+            Err(_) => tracing::warn!(lease = %self.name, "not given back in time; it ends by itself"),
+        }
+    }
+}
+
+// === impl Observed ===
+
+impl Observed {
+    fn see(&mut self, lease: &Lease, now: Instant) {
+        let spec = lease.spec.as_ref();
+        let content =
+            (spec.and_then(|spec| spec.holder_identity.clone()), spec.and_then(|spec| spec.renew_time.clone()));
+        if self.content.as_ref() != Some(&content) {
+            self.content = Some(content);
+            self.at = Some(now);
+        }
+    }
+
+    fn decide(&mut self, lease: Option<&Lease>, me: &str, duration: Duration, now: Instant) -> Step {
+        let Some(lease) = lease else { return Step::Create };
+        self.see(lease, now);
+        let spec = lease.spec.as_ref();
+        let holder = spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+        let transitions = spec.and_then(|spec| spec.lease_transitions).unwrap_or_default();
+        if holder == me {
+            return Step::Take { transitions, acquired: false };
+        }
+        let fresh = self.at.is_some_and(|at| now.duration_since(at) < duration);
+        match holder.is_empty() || !fresh {
+            true => Step::Take { transitions: transitions.saturating_add(1), acquired: true },
+            false => Step::Wait,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DURATION: Duration = Duration::from_secs(60);
+
+    fn lease(holder: &str, renewed: i64) -> Lease {
+        let spec = LeaseSpec {
+            holder_identity: Some(holder.to_owned()),
+            renew_time: Some(MicroTime(Timestamp::from_second(renewed).unwrap())),
+            lease_transitions: Some(3),
+            ..LeaseSpec::default()
+        };
+        Lease { spec: Some(spec), ..Lease::default() }
+    }
+
+    #[test]
+    fn a_lease_is_taken_over_only_after_it_was_seen_unchanged_for_its_duration() {
+        let mut observed = Observed::default();
+        let start = Instant::now();
+        let mut at = |seconds: u64, lease: Option<&Lease>| {
+            observed.decide(lease, "me", DURATION, start + Duration::from_secs(seconds))
+        };
+        assert_eq!(at(0, None), Step::Create);
+        // However old its own times say it is.
+        assert_eq!(at(10, Some(&lease("other", 1))), Step::Wait);
+        assert_eq!(at(60, Some(&lease("other", 1))), Step::Wait);
+        assert_eq!(at(65, Some(&lease("other", 2))), Step::Wait, "renewed");
+        assert_eq!(at(124, Some(&lease("other", 2))), Step::Wait);
+        assert_eq!(at(126, Some(&lease("other", 2))), Step::Take { transitions: 4, acquired: true });
+        assert_eq!(at(127, Some(&lease("me", 3))), Step::Take { transitions: 3, acquired: false });
+        assert_eq!(at(128, Some(&lease("other", 4))), Step::Wait, "lost");
+        assert_eq!(at(129, Some(&lease("", 4))), Step::Take { transitions: 4, acquired: true }, "released");
+    }
+
+    #[test]
+    fn names_and_buckets() {
+        assert_eq!(lease_name("Net-Kourier.Reconciler", 0, 1), "net-kourier.reconciler.00-of-01");
+        assert_eq!(lease_name("x", 3, 10), "x.03-of-10");
+        let key = ObjectKey::new("default", "hello");
+        assert!(Leadership::alone().leads(&key));
+        let mut seen = [false; 3];
+        for n in 0..50 {
+            seen[bucket_of(&ObjectKey::new("default", format!("i{n}")), 3)] = true;
+        }
+        assert_eq!(seen, [true; 3]);
+    }
+}
