@@ -1,0 +1,135 @@
+//! `charts/kourier` against the contract: the templates hold nothing but values, so that rendering them here is
+//! replacing those.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/kourier")
+}
+
+fn parse(text: &str) -> Vec<Value> {
+    let parts = text.split("\n---\n").filter(|part| !part.trim().is_empty());
+    parts.map(|part| serde_saphyr::from_str(part).unwrap_or_else(|error| panic!("{error}: {part}"))).collect()
+}
+
+fn render() -> Vec<Value> {
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    let values = parse(&read(chart().join("values.yaml"))).remove(0);
+    let mut objects = Vec::new();
+    for entry in std::fs::read_dir(chart().join("templates")).unwrap() {
+        let mut text = read(entry.unwrap().path());
+        while let Some(start) = text.find("{{") {
+            let end = start + text[start..].find("}}").unwrap() + 2;
+            let path = text[start + 2..end - 2].trim().to_owned();
+            let value = match path.strip_prefix(".Values.") {
+                Some(path) => {
+                    let value = values.pointer(&format!("/{}", path.replace('.', "/")));
+                    let value = value.unwrap_or_else(|| panic!("values.yaml has no {path}"));
+                    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+                }
+                None if path == ".Chart.AppVersion" => "0.1.0".to_owned(),
+                None => panic!("only values in templates: {path}"),
+            };
+            text.replace_range(start..end, &value);
+        }
+        objects.extend(parse(&text));
+    }
+    objects
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str, namespace: &str, name: &str) -> &'a Value {
+    let same = |object: &&Value| {
+        let metadata = &object["metadata"];
+        object["kind"] == kind && metadata["name"] == name && metadata["namespace"].as_str().unwrap_or("") == namespace
+    };
+    objects.iter().find(same).unwrap_or_else(|| panic!("no {kind} {namespace}/{name}"))
+}
+
+fn ports(service: &Value) -> Vec<(&str, i64, i64)> {
+    let ports = service["spec"]["ports"].as_array().unwrap().iter();
+    ports
+        .map(|p| (p["name"].as_str().unwrap(), p["port"].as_i64().unwrap(), p["targetPort"].as_i64().unwrap()))
+        .collect()
+}
+
+#[test]
+fn objects_ports_and_probes_are_those_of_the_contract() {
+    let objects = render();
+    let (system, gateway) = ("knative-serving", "kourier-system");
+    assert_eq!(objects.len(), 13);
+    find(&objects, "Namespace", "", gateway);
+    find(&objects, "ServiceAccount", system, "net-kourier");
+    find(&objects, "ClusterRoleBinding", "", "net-kourier");
+    find(&objects, "HorizontalPodAutoscaler", gateway, "3scale-kourier-gateway");
+    find(&objects, "PodDisruptionBudget", gateway, "3scale-kourier-gateway-pdb");
+    let config = find(&objects, "ConfigMap", system, "config-kourier");
+    assert_eq!(config["data"].as_object().unwrap().len(), 1, "only an example");
+    let kourier = find(&objects, "Service", gateway, "kourier");
+    assert_eq!(ports(kourier), [("http2", 80, 8080), ("https", 443, 8443)]);
+    assert_eq!(kourier["spec"]["type"], "LoadBalancer");
+    let internal = find(&objects, "Service", gateway, "kourier-internal");
+    assert_eq!(ports(internal), [("http2", 80, 8081), ("https", 443, 8444)]);
+    let controller = find(&objects, "Service", system, "net-kourier-controller");
+    assert_eq!(ports(controller), [("grpc-xds", 18000, 18000), ("http-metrics", 9090, 9090)]);
+
+    let controller = find(&objects, "Deployment", system, "net-kourier-controller");
+    let container = &controller["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(
+        (&container["name"], &container["readinessProbe"]["grpc"]["port"]),
+        (&"controller".into(), &18000.into())
+    );
+    let pod = &find(&objects, "Deployment", gateway, "3scale-kourier-gateway")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let names: Vec<(&str, i64)> = container["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|port| (port["name"].as_str().unwrap(), port["containerPort"].as_i64().unwrap()))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("http2-external", 8080),
+            ("http2-internal", 8081),
+            ("https-external", 8443),
+            ("http-probe", 8090),
+            ("https-probe", 9443),
+            ("metrics", 9000)
+        ]
+    );
+    for probe in ["readinessProbe", "livenessProbe"] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!((&get["path"], &get["port"]), (&"/ready".into(), &8081.into()));
+        assert_eq!(get["httpHeaders"][0]["value"], "internalkourier");
+    }
+    let drain = container["lifecycle"]["preStop"]["exec"]["command"][2].as_str().unwrap();
+    assert!(drain.contains("/drain_listeners?graceful; sleep $DRAIN_TIME_SECONDS"), "{drain}");
+    let seconds: i64 = container["env"][0]["value"].as_str().unwrap().parse().unwrap();
+    assert!(pod["terminationGracePeriodSeconds"].as_i64().unwrap() > seconds);
+}
+
+#[test]
+fn the_controller_may_do_what_it_does_and_no_more() {
+    let objects = render();
+    let rules = find(&objects, "ClusterRole", "", "net-kourier")["rules"].as_array().unwrap().clone();
+    let verbs = |resource: &str| -> Vec<String> {
+        let rule = rules.iter().find(|rule| rule["resources"].as_array().unwrap().contains(&resource.into()));
+        serde_json::from_value(rule.unwrap()["verbs"].clone()).unwrap()
+    };
+    assert_eq!(verbs("ingresses/status"), ["update"]);
+    assert_eq!(verbs("ingresses"), ["get", "list", "watch", "patch"]);
+    assert_eq!(verbs("secrets"), ["get", "list", "watch"]);
+    assert!(verbs("leases").contains(&"create".to_owned()));
+}
+
+#[test]
+fn the_bootstrap_leads_to_the_controller() {
+    let objects = render();
+    let map = find(&objects, "ConfigMap", "kourier-system", "kourier-bootstrap");
+    let bootstrap = parse(map["data"]["envoy-bootstrap.yaml"].as_str().unwrap()).remove(0);
+    assert_eq!(bootstrap["node"]["id"], "3scale-kourier-gateway");
+    assert_eq!(bootstrap["dynamic_resources"]["ads_config"]["api_type"], "DELTA_GRPC");
+    assert!(bootstrap.to_string().contains("net-kourier-controller.knative-serving"));
+}
