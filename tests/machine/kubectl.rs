@@ -20,10 +20,13 @@ pub fn edits(machine: &Machine) {
     machine.kubectl(&["create", "configmap", "cm", "--from-literal=a=1"]);
     machine.kubectl(&["patch", "configmap", "cm", "--type=strategic", "-p", r#"{"data":{"b":"2"}}"#]);
     assert_eq!(machine.json(&["get", "cm", "cm"])["data"], serde_json::json!({"a": "1", "b": "2"}));
-    let edited =
-        machine.kubectl_command(&["edit", "cm", "cm"]).env("KUBE_EDITOR", "sed -i s/a:/c:/").output().expect("runs");
+    let edited = machine
+        .kubectl_command(&["edit", "cm", "cm"])
+        .env("KUBE_EDITOR", "sed -i 's/\"1\"/\"9\"/'")
+        .output()
+        .expect("runs");
     assert!(edited.status.success(), "{}", String::from_utf8_lossy(&edited.stderr));
-    assert_eq!(machine.json(&["get", "cm", "cm"])["data"], serde_json::json!({"c": "1", "b": "2"}));
+    assert_eq!(machine.json(&["get", "cm", "cm"])["data"], serde_json::json!({"a": "9", "b": "2"}));
 
     let path = machine.data().join("cm.json");
     let mut map = machine.json(&["get", "cm", "cm"]);
