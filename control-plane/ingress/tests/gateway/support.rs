@@ -676,12 +676,21 @@ pub(crate) async fn send_on(
     Ok(Answer { status, headers, body: serde_json::from_slice(&body).unwrap_or_else(|_| plain()) })
 }
 
+/// Ports for others to bind later. They lie below the range from which the kernel takes ports for outgoing connections,
+/// so that no connection of another test takes one in between, and each is given out once.
 pub(crate) async fn free_ports<const N: usize>() -> [SocketAddr; N] {
-    let mut listeners = Vec::new();
-    for _ in 0..N {
-        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let first = 20_000 + std::process::id() as usize * 97 % 10_000;
+    let mut free = Vec::new();
+    while free.len() < N {
+        let offset = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = u16::try_from(20_000 + (first + offset - 20_000) % 12_000).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).await.is_ok() {
+            free.push(address);
+        }
     }
-    std::array::from_fn(|i| listeners[i].local_addr().unwrap())
+    std::array::from_fn(|i| free[i])
 }
 
 pub(crate) fn envoy() -> Option<PathBuf> {
