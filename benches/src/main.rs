@@ -11,6 +11,7 @@ mod cold_start;
 mod create;
 mod figures;
 mod footprint;
+mod ingress_scale;
 mod machine;
 mod queue_proxy;
 mod timeline;
@@ -34,6 +35,11 @@ enum Scenario {
     Footprint(footprint::Options),
     /// The sidecar beside nginx, haproxy and other sidecars under the same load.
     QueueProxy(queue_proxy::Options),
+    /// One gateway and many ingresses: what does a change cost?
+    IngressScale(ingress_scale::Options),
+    /// The control plane of `ingress-scale`, as a process of its own.
+    #[command(hide = true)]
+    IngressRole(ingress_scale::role::Options),
 }
 
 fn main() -> Result<()> {
@@ -47,6 +53,8 @@ fn main() -> Result<()> {
             Scenario::Create(options) => create::run(options).await,
             Scenario::Footprint(options) => footprint::run(options).await,
             Scenario::QueueProxy(options) => queue_proxy::run(options).await,
+            Scenario::IngressScale(options) => ingress_scale::run(options).await,
+            Scenario::IngressRole(options) => ingress_scale::role::run(options).await,
         }
     })
 }
