@@ -1,5 +1,6 @@
 //! Assembly: watches, reports, listeners, and the end of them.
 
+use futures::future::BoxFuture;
 use std::{
     io,
     net::SocketAddr,
@@ -41,7 +42,13 @@ pub struct Handle {
 ///
 /// # Errors
 /// A port that cannot be had, with the reason.
-pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
+///
+/// Boxed, so that the code behind it is compiled with this crate and not again in every program that starts it.
+pub fn run(ctx: Context, options: Options) -> BoxFuture<'static, Result<Handle, Error>> {
+    Box::pin(start_all(ctx, options))
+}
+
+async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let http = net::listen(options.listen_http).await?;
     let h2c = net::listen(options.listen_h2c).await?;
 

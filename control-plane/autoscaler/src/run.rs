@@ -1,5 +1,6 @@
 //! Assembly: caches, queues, deciders and the stat server of one autoscaler.
 
+use futures::future::BoxFuture;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -67,7 +68,13 @@ impl Handle {
 }
 
 /// Starts the autoscaler; returns once its caches are filled and the stat server listens.
-pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
+///
+/// Boxed, so that the code behind it is compiled with this crate and not again in every program that starts it.
+pub fn run(ctx: Context, options: Options) -> BoxFuture<'static, Result<Handle, Error>> {
+    Box::pin(start_all(ctx, options))
+}
+
+async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let autoscaler_config = Config::watch(&ctx, "config-autoscaler", config::Autoscaler::parse).await?;
     let deployment_config = Config::watch(&ctx, "config-deployment", config::Deployment::parse).await?;
 

@@ -6,6 +6,7 @@
 
 mod reconcile;
 
+use futures::future::BoxFuture;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -67,7 +68,13 @@ const LEASE: &str = "net-kourier-controller.knative.dev.net-kourier.pkg.reconcil
 
 /// Starts the role: waits for the caches, translates what there is, and only then opens the xDS port, so that a gateway
 /// never gets less than it had.
-pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
+///
+/// Boxed, so that the code behind it is compiled with this crate and not again in every program that starts it.
+pub fn run(ctx: Context, options: Options) -> BoxFuture<'static, Result<Handle, Error>> {
+    Box::pin(start_all(ctx, options))
+}
+
+async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let mut options = options;
     options.system_namespace.clone_from(&ctx.system_namespace);
     let kourier = follow(&ctx, config::names::KOURIER, Values::parse, options.config_wait).await?;

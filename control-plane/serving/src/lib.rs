@@ -9,6 +9,7 @@
 //! One folder per controller: the file is the reconciler (reads caches, writes objects, fills conditions), the folder
 //! beside it holds its pure parts. [`Shared`] has the caches and ConfigMaps that several of them read.
 
+use futures::future::BoxFuture;
 use std::sync::Arc;
 
 use controller::{Context, Error};
@@ -41,7 +42,13 @@ impl Default for Options {
 ///
 /// # Errors
 /// If a ConfigMap that the controllers need is missing or does not parse.
-pub async fn run(ctx: Context, options: Options) -> Result<(), Error> {
+///
+/// Boxed, so that the code behind it is compiled with this crate and not again in every program that starts it.
+pub fn run(ctx: Context, options: Options) -> BoxFuture<'static, Result<(), Error>> {
+    Box::pin(start_all(ctx, options))
+}
+
+async fn start_all(ctx: Context, options: Options) -> Result<(), Error> {
     let shared = Arc::new(Shared::start(&ctx).await?);
     service::start(&shared, options.workers);
     configuration::start(&shared, options.workers);

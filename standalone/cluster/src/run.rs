@@ -1,5 +1,6 @@
 //! Starting all of it.
 
+use futures::future::BoxFuture;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -32,7 +33,13 @@ pub struct Handle {
 }
 
 /// Starts the controllers; returns once they have seen everything that exists and DNS is listening.
-pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
+///
+/// Boxed, so that the code behind it is compiled with this crate and not again in every program that starts it.
+pub fn run(ctx: Context, options: Options) -> BoxFuture<'static, Result<Handle, Error>> {
+    Box::pin(start_all(ctx, options))
+}
+
+async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let caches = Caches::start(&ctx).await;
     let workers = options.workers.max(1);
 

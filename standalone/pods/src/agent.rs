@@ -1,5 +1,6 @@
 //! The agent: which pods are ours, one task for each, and a handle for who started it.
 
+use futures::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -57,7 +58,13 @@ pub struct Handle {
 
 /// Starts the agent: registers the node, then runs every pod bound to it until the context's tasks are cancelled. The
 /// end of the tasks kills what still runs and removes the pod network; [`Handle::drain`] before that is kinder.
-pub async fn run(ctx: Context, options: Options) -> Result<Handle, Error> {
+///
+/// Boxed, so that the code behind it is compiled with this crate and not again in every program that starts it.
+pub fn run(ctx: Context, options: Options) -> BoxFuture<'static, Result<Handle, Error>> {
+    Box::pin(start_all(ctx, options))
+}
+
+async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let network = network::prepare(&options).await?;
     let hidden = [options.hidden.clone(), vec![options.data_dir.clone()]].concat();
     let agent = Agent {
