@@ -62,9 +62,7 @@ pub(crate) async fn backend(name: &'static str) -> Result<SocketAddr> {
                 let step = request.headers().get("x-step").and_then(|step| step.to_str().ok()).unwrap_or_default();
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(format!("{name} {step}")))))
             });
-            tokio::spawn(
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
-            );
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     });
     Ok(address)
