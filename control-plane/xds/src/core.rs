@@ -39,7 +39,7 @@ pub enum Event {
 /// What all connected gateways have in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Settled {
-    /// Gateways that have asked for listeners.
+    /// Gateways that have asked for clusters and listeners.
     pub gateways: usize,
     /// Every change up to this revision was accepted or refused by each of them; 0 without gateways.
     pub revision: u64,

@@ -94,21 +94,27 @@ impl Xds {
 
     /// Runs something on the core, then wakes the streams it gave work to and tells what is settled now.
     fn with<T>(&self, action: impl FnOnce(&mut Core) -> T) -> T {
-        let (result, ready, events, settled) = {
+        let (result, ready, events) = {
             let mut core = self.0.core.lock();
             let result = action(&mut core);
-            (result, core.ready().collect::<Vec<_>>(), core.take_events(), core.settled())
+            self.tell(&core);
+            (result, core.ready().collect::<Vec<_>>(), core.take_events())
         };
         for event in events {
             // Nobody listens any more: the owner is shutting down.
             let _ = self.0.events.send(event);
         }
-        self.0.settled.send_if_modified(|now| std::mem::replace(now, settled) != settled);
         let wake = self.0.wake.lock();
         for notify in ready.iter().filter_map(|id| wake.get(id)) {
             notify.notify_one();
         }
         result
+    }
+
+    /// Under the lock of the core, so that nobody tells what was settled earlier after what is settled now.
+    fn tell(&self, core: &Core) {
+        let settled = core.settled();
+        self.0.settled.send_if_modified(|now| std::mem::replace(now, settled) != settled);
     }
 
     fn connect(&self, protocol: Protocol) -> Connection {
@@ -163,11 +169,9 @@ impl Server {
 impl Connection {
     /// Looking for something to send also finds out what needs no sending, which may settle a revision.
     fn next(&self) -> Option<Response> {
-        let (response, settled) = {
-            let mut core = self.xds.0.core.lock();
-            (core.next(self.id), core.settled())
-        };
-        self.xds.0.settled.send_if_modified(|now| std::mem::replace(now, settled) != settled);
+        let mut core = self.xds.0.core.lock();
+        let response = core.next(self.id);
+        self.xds.tell(&core);
         response
     }
 }

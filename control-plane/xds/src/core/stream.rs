@@ -79,8 +79,10 @@ impl Stream {
         }
     }
 
+    /// Only a client that has asked for both serves requests by what it is told. Who asks for one of them, to look at
+    /// it, has no say in what is in force; and one that has not asked yet is like one that has not connected.
     pub(super) fn is_gateway(&self) -> bool {
-        self.subs[Kind::Listener as usize].started
+        [Kind::Cluster, Kind::Listener].iter().all(|kind| self.subs[*kind as usize].started)
     }
 
     pub(super) fn has_work(&self) -> bool {

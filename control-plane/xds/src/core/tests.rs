@@ -30,13 +30,16 @@ enum Step {
     Endpoints {
         cluster: usize,
     },
-    /// Some messages travel.
+    /// Some messages travel; responses may overtake requests.
     Exchange {
         client: usize,
         messages: usize,
+        hears: bool,
     },
+    /// The requests of the new stream arrive in this order, that for clusters first.
     Reconnect {
         client: usize,
+        order: Vec<usize>,
     },
     RestartServer,
 }
@@ -49,8 +52,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..5usize).prop_map(|host| Step::RemoveHost { host }),
         2 => (0..4usize, poison()).prop_map(|(cluster, poison)| Step::Cluster { cluster, poison }),
         3 => (0..4usize).prop_map(|cluster| Step::Endpoints { cluster }),
-        6 => (0..3usize, 1..8usize).prop_map(|(client, messages)| Step::Exchange { client, messages }),
-        1 => (0..3usize).prop_map(|client| Step::Reconnect { client }),
+        6 => (0..3usize, 1..8usize, any::<bool>())
+            .prop_map(|(client, messages, hears)| Step::Exchange { client, messages, hears }),
+        1 => (0..3usize, vec(0..4usize, 3)).prop_map(|(client, order)| Step::Reconnect { client, order }),
         1 => Just(Step::RestartServer),
     ]
 }
@@ -69,14 +73,18 @@ fn run(steps: &[Step], host_discovery: bool) {
             Step::RemoveHost { host } => publisher.remove_host(*host),
             Step::Cluster { cluster, poison } => publisher.cluster(*cluster, *poison),
             Step::Endpoints { cluster } => publisher.endpoints(*cluster),
-            Step::Exchange { client, messages } => {
+            Step::Exchange { client, messages, hears } => {
                 for _ in 0..*messages {
+                    let _heard = *hears && clients[*client].hear(&mut publisher.core);
+                    publisher.check_settled(&clients);
                     clients[*client].exchange(&mut publisher.core);
+                    publisher.check_settled(&clients);
                 }
             }
-            Step::Reconnect { client } => {
+            Step::Reconnect { client, order } => {
                 clients[*client].disconnect(&mut publisher.core);
                 clients[*client].connect(&mut publisher.core);
+                clients[*client].reorder(&[&[0], &**order].concat());
             }
             Step::RestartServer => {
                 publisher.restart(host_discovery);
@@ -86,6 +94,7 @@ fn run(steps: &[Step], host_discovery: bool) {
                 }
             }
         }
+        publisher.check_settled(&clients);
     }
     for client in &mut clients {
         let mut budget = 5_000;
@@ -136,6 +145,44 @@ fn a_reconnecting_gateway_is_sent_only_what_changed() {
     publisher.endpoints(0);
     while client.exchange(&mut publisher.core) {}
     assert_eq!(client.received - before, 1, "one assignment");
+}
+
+#[test]
+fn nothing_is_settled_before_a_reconnected_gateway_has_it_whatever_it_asks_for_first() {
+    for host_discovery in [false, true] {
+        for protocol in [Protocol::Delta, Protocol::World] {
+            // Every order of up to four first requests after the one for clusters, with which every gateway starts.
+            for order in 0..24 {
+                let order = [0, order / 6, order / 2 % 3, order % 2];
+                let mut publisher = Publisher::new(host_discovery);
+                let mut client = Client::new(protocol, false);
+                client.connect(&mut publisher.core);
+                publisher.host(0, 0, &[0], false);
+                publisher.host(1, 1, &[1], false);
+                while client.exchange(&mut publisher.core) {}
+                publisher.restart(host_discovery);
+                client.forget_stream();
+                client.connect(&mut publisher.core);
+                client.reorder(&order);
+                // One more host each time before a request arrives, with clusters that the gateway has.
+                for host in 2..2 + client.requests() {
+                    publisher.host(host, host % 2, &[host % 2], false);
+                    publisher.check_settled([&client]);
+                    client.exchange(&mut publisher.core);
+                    publisher.check_settled([&client]);
+                    while client.hear(&mut publisher.core) {
+                        publisher.check_settled([&client]);
+                    }
+                }
+                while client.exchange(&mut publisher.core) {
+                    publisher.check_settled([&client]);
+                }
+                publisher.check(&client);
+                let revision = publisher.core.publish(Change::default());
+                assert_eq!(publisher.core.settled(), Settled { gateways: 1, revision });
+            }
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{
     Stream,
     subscription::{Held, Mark},
 };
-use crate::resource::{Kind, Name, Version, table_of};
+use crate::resource::{Kind, Name, Resource, Version, table_of};
 
 #[derive(Debug, Clone)]
 pub struct DeltaRequest {
@@ -96,10 +96,10 @@ impl Stream {
         }
     }
 
-    /// What a reconnecting client already has is not sent again.
+    /// What a reconnecting client already has is not sent again. It will ask for what that refers to: requests for the
+    /// different types come one by one, and until the last one nothing can be said to be in force.
     fn remember(&mut self, kind: Kind, initial: &BTreeMap<String, String>, cache: &Cache) {
         let inline = kind == Kind::Route && !self.host_discovery;
-        let sub = &mut self.subs[kind as usize];
         for (name, version) in initial {
             let version = Version::parse(version);
             if inline {
@@ -107,6 +107,7 @@ impl Stream {
                 let hosts: Vec<_> =
                     cache.hosts(name).filter_map(|(_, entry)| entry.candidates().next()).cloned().collect();
                 if version == Some(table_version(base, hosts.iter())) {
+                    let sub = &mut self.subs[kind as usize];
                     sub.hold(base.name.clone(), base.clone());
                     for host in hosts {
                         sub.hold(host.name.clone(), host);
@@ -118,7 +119,21 @@ impl Stream {
                 let same = entry.candidates().find(|candidate| Some(candidate.version) == version);
                 same.cloned()
             });
-            sub.held.insert(name.as_str().into(), Held { version, resource: known });
+            if let Some(known) = &known {
+                self.expect_children(kind, known, cache);
+            }
+            self.subs[kind as usize].held.insert(name.as_str().into(), Held { version, resource: known });
+        }
+    }
+
+    fn expect_children(&mut self, kind: Kind, known: &Resource, cache: &Cache) {
+        let hosts = (kind == Kind::Route && self.host_discovery).then(|| (Kind::VirtualHost, known.name.clone()));
+        let children = known.requires.iter().filter(|(child, _)| *child != Kind::Cluster);
+        for (child, name) in children.cloned().chain(hosts) {
+            let exists = child == Kind::VirtualHost || cache.get(child, &name).is_some();
+            if exists && !self.wants(child, &name) {
+                self.subs[child as usize].expected.insert(name, 0);
+            }
         }
     }
 
@@ -131,6 +146,7 @@ impl Stream {
         let expected = sub.expected.remove(&name);
         if cache.get(kind, &name).is_some() {
             match expected {
+                Some(at) if first => sub.mark_at(&name, at, at),
                 Some(at) => sub.force(&name, at, at),
                 None if first => sub.mark_at(&name, 0, revision),
                 None => sub.force(&name, 0, revision),

@@ -22,6 +22,8 @@ pub(super) struct Client {
     stream: Option<StreamId>,
     outbox: VecDeque<Request>,
     started: BTreeSet<Kind>,
+    /// Types for which a request has arrived at the server.
+    asked: BTreeSet<Kind>,
     nonces: BTreeMap<Kind, String>,
     versions: BTreeMap<(Kind, String), String>,
     pub(super) received: usize,
@@ -49,6 +51,7 @@ impl Client {
             stream: None,
             outbox: VecDeque::new(),
             started: BTreeSet::new(),
+            asked: BTreeSet::new(),
             nonces: BTreeMap::new(),
             versions: BTreeMap::new(),
             received: 0,
@@ -85,6 +88,28 @@ impl Client {
         }
     }
 
+    /// The first requests of a stream in another order: which one, of those that are left, goes next.
+    pub(super) fn reorder(&mut self, order: &[usize]) {
+        let mut ordered = VecDeque::new();
+        for choice in order {
+            if !self.outbox.is_empty() {
+                let next = self.outbox.remove(choice % self.outbox.len());
+                ordered.extend(next);
+            }
+        }
+        ordered.append(&mut self.outbox);
+        self.outbox = ordered;
+    }
+
+    /// As the control plane counts gateways.
+    pub(super) fn is_gateway(&self) -> bool {
+        self.asked.contains(&Kind::Cluster) && self.asked.contains(&Kind::Listener)
+    }
+
+    pub(super) fn requests(&self) -> usize {
+        self.outbox.len()
+    }
+
     pub(super) fn disconnect(&mut self, core: &mut Core) {
         core.close(self.stream.expect("connected"));
         self.forget_stream();
@@ -97,6 +122,7 @@ impl Client {
         self.stream = None;
         self.outbox.clear();
         self.started.clear();
+        self.asked.clear();
         self.nonces.clear();
     }
 
@@ -105,12 +131,23 @@ impl Client {
         let id = self.stream.expect("connected");
         if let Some(request) = self.outbox.pop_front() {
             match request {
-                Request::Delta(request) => core.delta(id, request),
-                Request::World(request) => core.world(id, request),
+                Request::Delta(request) => {
+                    self.asked.insert(request.kind);
+                    core.delta(id, request);
+                }
+                Request::World(request) => {
+                    self.asked.insert(request.kind);
+                    core.world(id, request);
+                }
             }
             return true;
         }
-        let Some(response) = core.next(id) else { return false };
+        self.hear(core)
+    }
+
+    /// Takes one response, although requests are still on their way. False when there is none.
+    pub(super) fn hear(&mut self, core: &mut Core) -> bool {
+        let Some(response) = core.next(self.stream.expect("connected")) else { return false };
         self.receive(&response);
         true
     }

@@ -17,6 +17,8 @@ pub(super) struct Publisher {
     hosts: BTreeMap<usize, Host>,
     clusters: BTreeMap<usize, Part>,
     published: BTreeMap<(Kind, String), Version>,
+    /// The revision of what is published.
+    revisions: BTreeMap<(Kind, String), u64>,
     clock: u64,
 }
 
@@ -42,6 +44,7 @@ impl Publisher {
             hosts: BTreeMap::new(),
             clusters: BTreeMap::new(),
             published: BTreeMap::new(),
+            revisions: BTreeMap::new(),
             clock: 0,
         };
         publisher.publish();
@@ -51,6 +54,7 @@ impl Publisher {
     pub(super) fn restart(&mut self, host_discovery: bool) {
         self.core = Core::new(host_discovery);
         self.published.clear();
+        self.revisions.clear();
         self.publish();
     }
 
@@ -137,7 +141,39 @@ impl Publisher {
             change.remove.push((*kind, name.as_str().into()));
         }
         self.published = now;
-        self.core.publish(change);
+        let changed: Vec<_> = change.set.iter().map(|one| (one.kind, one.name.to_string())).collect();
+        let revision = self.core.publish(change);
+        self.revisions.extend(changed.into_iter().map(|key| (key, revision)));
+    }
+
+    /// What is said to be settled is in force in every gateway.
+    pub(super) fn check_settled<'a>(&self, clients: impl IntoIterator<Item = &'a Client>) {
+        let settled = self.core.settled();
+        let clients: Vec<&Client> = clients.into_iter().filter(|client| client.is_gateway()).collect();
+        assert_eq!(settled.gateways, clients.len(), "{:?}", self.core.describe());
+        let is_settled = |kind: Kind, name: &str| self.revisions[&(kind, name.to_owned())] <= settled.revision;
+        for client in clients {
+            for (number, host) in &self.hosts {
+                let clusters: Vec<String> = host.clusters.iter().map(|cluster| format!("c{cluster}")).collect();
+                let parts = [Kind::Cluster, Kind::Endpoints];
+                let all = clusters.iter().all(|name| parts.iter().all(|kind| is_settled(*kind, name)));
+                if !self.is_good(host) || !all {
+                    continue;
+                }
+                for cluster in &host.clusters {
+                    let (name, part) = (format!("c{cluster}"), self.part(*cluster));
+                    assert_eq!(client.clusters.get(&name), Some(&part.time.to_string()), "{name} {settled:?}");
+                    let endpoints = Version::of(&part.endpoints).to_string();
+                    assert_eq!(client.endpoints.get(&name), Some(&endpoints), "{name} {settled:?}");
+                    assert!(!client.warming.contains(&name), "{name} {settled:?}");
+                }
+                if is_settled(Kind::VirtualHost, &format!("t{}/h{number}", host.table)) {
+                    let table = client.tables.get(&format!("t{}", host.table));
+                    let found = table.and_then(|table| table.get(&format!("h{number}")));
+                    assert_eq!(found, Some(&clusters), "h{number} {settled:?}: {:?}", self.core.describe());
+                }
+            }
+        }
     }
 
     /// What can be good is there in its newest version; what is gone is gone; nothing waits for endpoints.
