@@ -6,8 +6,6 @@
 
 use std::future::Future;
 
-use net::SendFailure;
-
 use crate::{
     backends::Backends,
     throttler::{Lease, Refused, Throttler, Turn},
@@ -19,20 +17,30 @@ const ATTEMPTS: usize = 20;
 /// Sends one request, as often as it takes.
 pub(crate) trait Attempt {
     type Answer;
+    /// Why there is no answer.
+    type End;
+    /// Waits for a slot, as long as that makes sense.
+    fn wait<F: Future + Send>(&mut self, slot: F) -> impl Future<Output = Result<F::Output, Self::End>> + Send;
     /// It is this request's turn, though its pod may have gone away since.
     fn granted(&mut self) {}
     /// A slot was had.
     fn admitted(&mut self);
-    fn send(&mut self, lease: &Lease) -> impl Future<Output = Result<Self::Answer, SendFailure>> + Send;
+    fn send(&mut self, lease: &Lease) -> impl Future<Output = Result<Self::Answer, Broken<Self::End>>> + Send;
+}
+
+/// A request was not answered.
+#[derive(Debug)]
+pub(crate) struct Broken<E> {
+    pub(crate) error: E,
+    /// The pod has certainly not seen it.
+    pub(crate) unsent: bool,
 }
 
 /// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    #[error("{0}")]
-    Refused(#[from] Refused),
-    #[error("{0}")]
-    Send(#[from] SendFailure),
+#[derive(Debug)]
+pub(crate) enum Failure<E> {
+    Refused(Refused),
+    End(E),
 }
 
 /// Waits for a slot and sends the request to its pod; the slot is kept for the response.
@@ -41,24 +49,28 @@ pub(crate) async fn dispatch<S: Attempt>(
     backends: &Backends,
     mut turn: Turn,
     request: &mut S,
-) -> Result<(S::Answer, Lease), Failure> {
+) -> Result<(S::Answer, Lease), Failure<S::End>> {
     let mut attempt = 1;
     loop {
-        let lease = throttler.acquire(&mut turn).await?;
+        let lease = match request.wait(throttler.acquire(&mut turn)).await {
+            Ok(Ok(lease)) => lease,
+            Ok(Err(refused)) => return Err(Failure::Refused(refused)),
+            Err(end) => return Err(Failure::End(end)),
+        };
         request.granted();
         if !lease.pod().is_open() {
             // It went away between the grant and now.
             continue;
         }
         request.admitted();
-        let failure = match request.send(&lease).await {
+        let broken = match request.send(&lease).await {
             Ok(answer) => return Ok((answer, lease)),
-            Err(failure) => failure,
+            Err(broken) => broken,
         };
-        if !failure.unsent || attempt == ATTEMPTS {
-            return Err(failure.into());
+        if !broken.unsent || attempt == ATTEMPTS {
+            return Err(Failure::End(broken.error));
         }
-        tracing::debug!(pod = %lease.pod().address(), error = %failure, "sending elsewhere");
+        tracing::debug!(pod = %lease.pod().address(), "sending elsewhere");
         attempt += 1;
         backends.failed(lease.pod());
     }

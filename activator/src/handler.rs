@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, SendFailure, Timer, headers};
 
 use crate::{
-    dispatch::{Attempt, Failure, dispatch},
+    dispatch::{Attempt, Broken, Failure, dispatch},
     metrics::{Metrics, Outcome},
     revisions::{Revision, Revisions, Watches},
     sink::Status,
@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_millis(250);
 static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Memory that a request takes besides its headers and body, and a header besides its text.
-const REQUEST: usize = 2048;
+pub(crate) const REQUEST: usize = 2048;
 const HEADER: usize = 64;
 /// What is received of a body that nobody reads: over HTTP/1.1, and at most over HTTP/2.
 const BUFFER: usize = 8 << 10;
@@ -149,13 +149,10 @@ impl Handler {
     /// The revision a request is for, by the gateway's headers or else by host; its name if there is none.
     async fn lookup(&self, request: &Request<Incoming>) -> Result<Arc<Revision>, String> {
         let map = request.headers();
-        let (mut namespace, mut name) =
-            (headers::text(map, &headers::NAMESPACE), headers::text(map, &headers::REVISION));
-        if namespace.is_empty() || name.is_empty() {
-            let authority = request.uri().authority().map(http::uri::Authority::as_str);
-            let host = authority.unwrap_or_else(|| headers::text(map, &header::HOST));
-            (name, namespace) = by_host(host, &self.cluster_domain).unwrap_or_default();
-        }
+        let authority = request.uri().authority().map(http::uri::Authority::as_str);
+        let host = authority.unwrap_or_else(|| headers::text(map, &header::HOST));
+        let (namespace, name) = (headers::text(map, &headers::NAMESPACE), headers::text(map, &headers::REVISION));
+        let (namespace, name) = self.key(namespace, name, host);
         if let Some(revision) = self.revisions.get(namespace, name) {
             return Ok(revision);
         }
@@ -163,12 +160,30 @@ impl Handler {
         self.watches.synced().await;
         self.revisions.wait_for(namespace, name, GRACE).await.ok_or_else(|| name.to_owned())
     }
+
+    /// The revision of a request with these headers and this host, if it is known.
+    pub(crate) fn find(&self, namespace: &str, name: &str, host: &str) -> Option<Arc<Revision>> {
+        let (namespace, name) = self.key(namespace, name, host);
+        self.revisions.get(namespace, name)
+    }
+
+    fn key<'a>(&self, namespace: &'a str, name: &'a str, host: &'a str) -> (&'a str, &'a str) {
+        if !namespace.is_empty() && !name.is_empty() {
+            return (namespace, name);
+        }
+        by_host(host, &self.cluster_domain).map_or(("", ""), |(name, namespace)| (namespace, name))
+    }
+
+    /// Whether plain requests may go the short way.
+    pub(crate) fn takes_plain(&self) -> bool {
+        true
+    }
 }
 
 type Sent = (Outbound, Response<PooledBody>, Lease);
 
 /// What metrics need of a request, while it is whole.
-struct Seen {
+pub(crate) struct Seen {
     method: Method,
     version: Version,
     host: String,
@@ -188,7 +203,18 @@ impl Seen {
         }
     }
 
-    fn outcome(self, status: StatusCode, response_bytes: u64) -> Outcome {
+    /// Of a plain request.
+    pub(crate) fn plain(method: &str, host: &str, body: usize) -> Self {
+        Self {
+            method: method.parse().unwrap_or_default(),
+            version: Version::HTTP_11,
+            host: host.to_owned(),
+            bytes: body as u64,
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) fn outcome(self, status: StatusCode, response_bytes: u64) -> Outcome {
         let Self { method, version, host, bytes, started } = self;
         Outcome { method, version, host, status, request_bytes: bytes, response_bytes, total: started.elapsed() }
     }
@@ -212,19 +238,19 @@ impl Handler {
             map.insert(headers::ORIGINAL_HOST.clone(), host);
         }
         map.insert(headers::PROXY_REQUEST.clone(), HeaderValue::from_static(headers::ACTIVATOR));
-        let arrived = Instant::now();
-        let cold = revision.throttler.is_empty();
         let turn = Turn::new(weight(&outbound));
-        let mut sending = Sending { outbound, revision, metrics: &self.metrics, arrived, cold, sent: arrived };
+        let progress = Progress::start(revision, &self.metrics, Instant::now());
+        let mut sending = Sending { outbound, progress };
         match dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await {
             Ok((mut response, lease)) => {
                 if self.server_timing {
-                    response.headers_mut().append(SERVER_TIMING.clone(), sending.timing());
+                    let timing = HeaderValue::try_from(sending.progress.timing()).expect("digits are a header value");
+                    response.headers_mut().append(SERVER_TIMING.clone(), timing);
                 }
                 Ok((sending.outbound, response, lease))
             }
             Err(Failure::Refused(refused)) => Err(refuse(refused)),
-            Err(Failure::Send(failure)) => Err(Box::new(net::bad_gateway(&failure))),
+            Err(Failure::End(failure)) => Err(Box::new(net::bad_gateway(&failure))),
         }
     }
 }
@@ -239,9 +265,8 @@ fn weight(outbound: &Outbound) -> usize {
     REQUEST + headers.sum::<usize>() + body
 }
 
-/// One request on its way to pods.
-struct Sending<'a> {
-    outbound: Outbound,
+/// When a request came and when it was sent.
+pub(crate) struct Progress<'a> {
     revision: &'a Revision,
     metrics: &'a Metrics,
     arrived: Instant,
@@ -250,25 +275,21 @@ struct Sending<'a> {
     sent: Instant,
 }
 
-impl Sending<'_> {
-    /// `queue;dur=0.1, proxy;dur=2.5`, in milliseconds, at the moment the response starts. A wait for a revision that
-    /// slept is a cold start.
-    fn timing(&self) -> HeaderValue {
-        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-        let wait = if self.cold { "coldstart" } else { "queue" };
-        let text = format!(
-            "{wait};dur={:.3}, proxy;dur={:.3}",
-            ms(self.sent.duration_since(self.arrived)),
-            ms(self.sent.elapsed())
-        );
-        HeaderValue::try_from(text).expect("digits are a header value")
-    }
+/// One request on its way to pods.
+struct Sending<'a> {
+    outbound: Outbound,
+    progress: Progress<'a>,
 }
 
-impl Attempt for Sending<'_> {
-    type Answer = Response<PooledBody>;
+// === impl Progress ===
 
-    fn admitted(&mut self) {
+impl<'a> Progress<'a> {
+    pub(crate) fn start(revision: &'a Revision, metrics: &'a Metrics, arrived: Instant) -> Self {
+        Self { revision, metrics, arrived, cold: revision.throttler.is_empty(), sent: arrived }
+    }
+
+    /// It has a slot. Only the first one ends the cold start.
+    pub(crate) fn admitted(&mut self) {
         let first = self.sent == self.arrived;
         self.sent = Instant::now();
         if self.cold && first {
@@ -276,24 +297,51 @@ impl Attempt for Sending<'_> {
         }
     }
 
-    async fn send(&mut self, lease: &Lease) -> Result<Self::Answer, SendFailure> {
+    /// `queue;dur=0.1, proxy;dur=2.5`, in milliseconds, at the moment the response starts. A wait for a revision that
+    /// slept is a cold start.
+    pub(crate) fn timing(&self) -> String {
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let wait = if self.cold { "coldstart" } else { "queue" };
+        format!(
+            "{wait};dur={:.3}, proxy;dur={:.3}",
+            ms(self.sent.duration_since(self.arrived)),
+            ms(self.sent.elapsed())
+        )
+    }
+}
+
+// === impl Sending ===
+
+impl Attempt for Sending<'_> {
+    type Answer = Response<PooledBody>;
+    type End = SendFailure;
+
+    async fn wait<F: Future + Send>(&mut self, slot: F) -> Result<F::Output, SendFailure> {
+        Ok(slot.await)
+    }
+
+    fn admitted(&mut self) {
+        self.progress.admitted();
+    }
+
+    async fn send(&mut self, lease: &Lease) -> Result<Self::Answer, Broken<SendFailure>> {
         let result = self.outbound.send(lease.pod().pool()).await;
-        if result.is_err() {
+        result.map_err(|error| {
             // Each pod is addressed by its own name.
             self.outbound.headers_mut().remove(header::HOST);
-        }
-        result
+            Broken { unsent: error.unsent, error }
+        })
     }
 }
 
 fn refuse(refused: Refused) -> Box<Response<Body>> {
-    Box::new(match refused {
-        Refused::QueueFull => {
+    Box::new(match refused.retry_after() {
+        Some(seconds) => {
             let mut response = net::http_error(StatusCode::SERVICE_UNAVAILABLE, &refused.to_string());
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
             response
         }
-        Refused::Gone => net::empty(StatusCode::INTERNAL_SERVER_ERROR),
+        None => net::empty(StatusCode::INTERNAL_SERVER_ERROR),
     })
 }
 

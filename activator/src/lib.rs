@@ -12,6 +12,7 @@
 
 mod backends;
 mod clock;
+mod direct;
 mod dispatch;
 mod handler;
 mod metrics;

@@ -5,6 +5,8 @@
 //! are always computed from what the cache shows then, one computation at a time: whichever handler comes last sees
 //! everything, and no order between them is needed.
 
+mod table;
+
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use api::{
@@ -12,7 +14,6 @@ use api::{
     serving::v1,
 };
 use controller::{Cache, Change, Context, ObjectKey};
-use dashmap::DashMap;
 use k8s_openapi::api::core::v1::Endpoints;
 use kube::ResourceExt;
 use net::Limits;
@@ -25,9 +26,13 @@ use crate::{
     throttler::{QueueLimit, Throttler},
 };
 
+use self::table::Table;
+
 const BY_REVISION: &str = "revision";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 const TIMEOUT_MESSAGE: &str = "activator request timeout";
+pub(crate) const DEFAULT_LIMITS: Limits =
+    Limits { total: DEFAULT_TIMEOUT, response_start: None, idle: None, message: TIMEOUT_MESSAGE };
 
 /// One revision.
 pub(crate) struct Revision {
@@ -46,9 +51,9 @@ pub(crate) struct Revision {
     pub(crate) activity: Mutex<Option<Activity>>,
 }
 
-/// All of them, by `namespace/name`.
+/// All of them.
 pub(crate) struct Revisions {
-    by_key: DashMap<String, Arc<Revision>>,
+    table: Table,
     created: Notify,
     limit: Arc<QueueLimit>,
     prober: Arc<dyn Prober>,
@@ -68,17 +73,11 @@ pub(crate) struct Watches {
 
 impl Revisions {
     pub(crate) fn new(limit: Arc<QueueLimit>, prober: Arc<dyn Prober>, own: Option<IpAddr>) -> Arc<Self> {
-        Arc::new(Self { by_key: DashMap::new(), created: Notify::new(), limit, prober, own })
+        Arc::new(Self { table: Table::new(), created: Notify::new(), limit, prober, own })
     }
 
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Revision>> {
-        // Once per request, so without the heap: names that Kubernetes allows fit.
-        let mut key = smallvec::SmallVec::<[u8; 128]>::new();
-        key.extend_from_slice(namespace.as_bytes());
-        key.push(b'/');
-        key.extend_from_slice(name.as_bytes());
-        let key = std::str::from_utf8(&key).ok()?;
-        self.by_key.get(key).map(|revision| revision.clone())
+        self.table.get(namespace, name)
     }
 
     /// The revision, if it is or becomes known within `grace`.
@@ -98,7 +97,7 @@ impl Revisions {
 
     /// Nobody waits for any revision any more.
     pub(crate) fn close(&self) {
-        for revision in &self.by_key {
+        for revision in self.table.all() {
             revision.throttler.close();
         }
     }
@@ -106,9 +105,7 @@ impl Revisions {
     fn apply(&self, object: &v1::Revision, private: &Cache<Endpoints>, public: &Cache<Endpoints>) {
         let key = ObjectKey::of(object);
         let uid = object.uid().unwrap_or_default();
-        let text = key.to_string();
-        let known = self.by_key.get(&text).map(|revision| revision.clone());
-        let revision = match known {
+        let revision = match self.table.get(&key.namespace, &key.name) {
             // A revision's spec never changes.
             Some(revision) if revision.uid == uid => return,
             Some(revision) => {
@@ -117,14 +114,15 @@ impl Revisions {
             }
             None => self.create(key, uid, object),
         };
-        self.by_key.insert(text, revision.clone());
+        self.table.insert(revision.clone());
         revision.refresh(private);
         revision.place(public, self.own);
         self.created.notify_waiters();
     }
 
     fn delete(&self, object: &v1::Revision) {
-        if let Some((_, revision)) = self.by_key.remove(&ObjectKey::of(object).to_string()) {
+        let key = ObjectKey::of(object);
+        if let Some(revision) = self.table.remove(&key.namespace, &key.name) {
             revision.backends.update(&Addresses::default());
             revision.throttler.close();
         }
@@ -199,7 +197,7 @@ impl Revisions {
     }
 
     fn of(&self, endpoints: &Endpoints) -> Option<Arc<Revision>> {
-        self.by_key.get(&revision_of(endpoints)?).map(|entry| entry.clone())
+        self.table.get(endpoints.metadata.namespace.as_deref()?, endpoints.labels().get(serving::REVISION)?)
     }
 }
 
@@ -215,7 +213,7 @@ impl Revision {
             configuration: Box::default(),
             service: Box::default(),
             protocol: "http1",
-            limits: Limits { total: DEFAULT_TIMEOUT, response_start: None, idle: None, message: TIMEOUT_MESSAGE },
+            limits: DEFAULT_LIMITS,
             backends,
             throttler,
             refreshing: Mutex::new(()),

@@ -16,8 +16,8 @@ use net::{Connections, InFlight};
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    Options, handler::Handler, metrics::Metrics, probe::Probes, revisions::Revisions, sink, stats::Reporter,
-    throttler::QueueLimit,
+    Options, direct::Direct, handler::Handler, metrics::Metrics, probe::Probes, revisions::Revisions, sink,
+    stats::Reporter, throttler::QueueLimit,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -86,10 +86,12 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     ctx.tasks.spawn("autoscaler connection", connection.run(move || snapshots.snapshot()));
     ctx.tasks.spawn("request reports", async move { reporter.run().await });
 
+    let direct = Direct::new(handler.clone());
     for listener in [http, h2c] {
-        let handler = handler.clone();
-        let serve =
-            net::serve(listener, connections.clone(), move |request, peer| handler.clone().handle(request, peer));
+        let (direct, members) = (direct.clone(), connections.clone());
+        let serve = net::accept(listener, connections.clone(), move |stream, peer| {
+            direct.clone().serve(stream, peer, members.clone())
+        });
         ctx.tasks.spawn_graceful("activator", serve);
     }
     if let Some(address) = options.metrics {

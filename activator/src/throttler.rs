@@ -124,6 +124,18 @@ struct Place<'a> {
     shared: &'a Shared,
 }
 
+// === impl Refused ===
+
+impl Refused {
+    /// After how many seconds another try makes sense, if it does.
+    pub(crate) fn retry_after(self) -> Option<u32> {
+        match self {
+            Self::QueueFull => Some(1),
+            Self::Gone => None,
+        }
+    }
+}
+
 // === impl Bound ===
 
 impl Bound {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     backends::{Addresses, Backends, Peers, Treatment},
     clock,
-    dispatch::{Attempt, Failure, dispatch},
+    dispatch::{Attempt, Broken, Failure, dispatch},
     revisions,
     sink::{self, Connection},
     stats::Reporter,
@@ -166,7 +166,7 @@ impl Activator {
                         Outcome::Status(status)
                     }
                     Err(Failure::Refused(_)) => Outcome::Status(503),
-                    Err(Failure::Send(_)) => Outcome::Status(502),
+                    Err(Failure::End(_)) => Outcome::Status(502),
                 }
             };
             let timeout = select(Box::pin(work), executor.sleep(limit));
@@ -276,6 +276,11 @@ impl Order {
 
 impl Attempt for Request<'_> {
     type Answer = Work;
+    type End = SendFailure;
+
+    async fn wait<F: Future + Send>(&mut self, slot: F) -> Result<F::Output, SendFailure> {
+        Ok(slot.await)
+    }
 
     fn admitted(&mut self) {}
 
@@ -283,9 +288,10 @@ impl Attempt for Request<'_> {
         self.handler.order.lock().admit(self.number);
     }
 
-    async fn send(&mut self, lease: &Lease) -> Result<Work, SendFailure> {
+    async fn send(&mut self, lease: &Lease) -> Result<Work, Broken<SendFailure>> {
         let endpoint = lease.pod().endpoint();
         assert!(self.handler.lists(endpoint), "a request goes to a pod that has left the endpoints");
-        self.handler.model.serve(endpoint, &mut self.delivered).await
+        let served = self.handler.model.serve(endpoint, &mut self.delivered).await;
+        served.map_err(|error| Broken { unsent: error.unsent, error })
     }
 }

@@ -21,6 +21,10 @@ pub(crate) struct Endpoint {
 pub(crate) struct Pod {
     endpoint: Endpoint,
     pool: Pool,
+    /// Connections of the short way.
+    direct: Arc<wire::Backend>,
+    /// The end of a head of the short way: the host, and the empty line.
+    end_of_head: Box<str>,
     in_flight: AtomicUsize,
     /// Requests at once; `usize::MAX` without containerConcurrency.
     capacity: usize,
@@ -42,9 +46,16 @@ impl Pod {
     /// A pod that takes `concurrency` requests at once, 0 for any number.
     pub(crate) fn new(endpoint: Endpoint, concurrency: usize) -> Arc<Self> {
         let capacity = if concurrency == 0 { usize::MAX } else { concurrency };
-        let options = PoolOptions { max_idle: 100, title_case: false, ..PoolOptions::default() };
-        let pool = Pool::new(endpoint.address, options);
-        Arc::new(Self { endpoint, pool, in_flight: AtomicUsize::new(0), capacity, generation: AtomicU64::new(0) })
+        let options = PoolOptions { max_idle: 100, ..PoolOptions::default() };
+        Arc::new(Self {
+            pool: Pool::new(endpoint.address, options),
+            direct: wire::Backend::new(endpoint.address, options.max_idle),
+            end_of_head: format!("Host: {}\r\n\r\n", endpoint.address).into(),
+            in_flight: AtomicUsize::new(0),
+            capacity,
+            generation: AtomicU64::new(0),
+            endpoint,
+        })
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
@@ -57,6 +68,14 @@ impl Pod {
 
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    pub(crate) fn direct(&self) -> &Arc<wire::Backend> {
+        &self.direct
+    }
+
+    pub(crate) fn end_of_head(&self) -> &[u8] {
+        self.end_of_head.as_bytes()
     }
 
     pub(crate) fn in_flight(&self) -> usize {

@@ -28,6 +28,7 @@ struct Setup {
     autoscaler: Autoscaler,
     activator: Handle,
     tasks: Tasks,
+    requests: AtomicUsize,
 }
 
 impl Setup {
@@ -48,16 +49,18 @@ impl Setup {
         let activator = activator::run(ctx, options).await.expect("free ports");
         activator.synced().await;
         until("a connection to the autoscaler", || activator.autoscaler_connected()).await;
-        Self { cluster, autoscaler, activator, tasks }
+        Self { cluster, autoscaler, activator, tasks, requests: AtomicUsize::new(0) }
     }
 
     fn address(&self) -> SocketAddr {
         self.activator.http_address()
     }
 
+    /// One request, the short way or the long one in turn.
     fn request(&self, revision: &str) -> tokio::task::JoinHandle<String> {
         let (address, revision) = (self.address(), revision.to_owned());
-        tokio::spawn(async move { get(address, &for_revision(&revision)).await })
+        let way = WAYS[self.requests.fetch_add(1, Ordering::SeqCst) % WAYS.len()];
+        tokio::spawn(async move { get_on(way, address, "/path?q=1", &for_revision(&revision)).await })
     }
 
     /// Creates a revision and waits until the activator has heard of it.
@@ -91,21 +94,30 @@ async fn read_head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).expect("text"))
 }
 
-async fn get(address: SocketAddr, headers: &str) -> String {
-    get_with(address, "/path?q=1", headers).await
-}
-
 async fn get_path(address: SocketAddr, path: &str) -> String {
-    get_with(address, path, "").await
+    get_on(WAYS[1], address, path, "").await
 }
 
-async fn get_with(address: SocketAddr, path: &str, headers: &str) -> String {
+/// Two ways that a request may say the same: plainly, and so that it is taken apart.
+const WAYS: [&str; 2] = ["", "Connection: close\r\n"];
+
+async fn get_on(way: &str, address: SocketAddr, path: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("listening");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: hello.example.com\r\nConnection: close\r\n{headers}\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: hello.example.com\r\n{way}{headers}\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut answer = String::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("in time").expect("text");
-    answer
+    tokio::time::timeout(PATIENCE, read_answer(&mut stream)).await.expect("in time")
+}
+
+/// Reads one response with a body of a known length.
+async fn read_answer(stream: &mut TcpStream) -> String {
+    let head = read_head(stream).await.expect("an answer");
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().expect("a number"))
+    });
+    let mut body = vec![0; length.unwrap_or(0)];
+    stream.read_exact(&mut body).await.expect("the body");
+    head + std::str::from_utf8(&body).expect("text")
 }
 
 fn ok(body: &str) -> String {
@@ -267,20 +279,23 @@ async fn the_pod_sees_what_upstream_sends() {
     setup.revision("rev", 0, 300).await;
     setup.cluster.endpoints("rev", &[address], &[]);
     let headers = format!("{}X-Forwarded-For: 1.2.3.4\r\nK-Network-Hash: h\r\nKeep-Alive: 1\r\n", for_revision("rev"));
-    let answer = get(setup.address(), &headers).await;
-    let mut lines: Vec<_> = answer.split("\r\n\r\n").nth(1).expect("a body").lines().collect();
-    assert_eq!(lines.remove(0), "GET /path?q=1 HTTP/1.1");
-    lines.sort_unstable();
-    let host = format!("host: {address}");
-    assert_eq!(
-        lines,
-        [
-            host.as_str(),
-            "k-original-host: hello.example.com",
-            "k-proxy-request: activator",
-            "x-forwarded-for: 1.2.3.4, 127.0.0.1",
-        ]
-    );
+    for way in WAYS {
+        let answer = get_on(way, setup.address(), "/path?q=1", &headers).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        let mut lines: Vec<_> = answer.split("\r\n\r\n").nth(1).expect("a body").lines().collect();
+        assert_eq!(lines.remove(0), "GET /path?q=1 HTTP/1.1");
+        lines.sort_unstable();
+        let host = format!("Host: {address}");
+        assert_eq!(
+            lines,
+            [
+                host.as_str(),
+                "K-Original-Host: hello.example.com",
+                "K-Proxy-Request: activator",
+                "X-Forwarded-For: 1.2.3.4, 127.0.0.1",
+            ]
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -441,9 +456,11 @@ async fn probes_and_errors_are_answered_as_upstream_answers_them() {
         (for_revision("slow"), "504 Gateway Timeout", "activator request timeout"),
     ];
     for (headers, status, body) in cases {
-        let answer = get(setup.address(), &headers).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{headers}: {answer}");
-        assert_eq!(answer.split_once("\r\n\r\n").expect("a head").1, body, "{headers}");
+        for way in WAYS {
+            let answer = get_on(way, setup.address(), "/", &headers).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{headers}: {answer}");
+            assert_eq!(answer.split_once("\r\n\r\n").expect("a head").1, body, "{headers}");
+        }
     }
 }
 

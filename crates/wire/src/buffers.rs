@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Bytes of one buffer: what Go's proxy copies with.
-pub(super) const SIZE: usize = 32 << 10;
+pub(crate) const SIZE: usize = 32 << 10;
 /// How many are kept when nobody uses them.
 const SPARE: usize = 4;
 
@@ -17,10 +17,10 @@ thread_local! {
 }
 
 /// A buffer of `SIZE` bytes, with whatever was in it before.
-pub(super) struct Buffer(Box<[u8]>);
+pub(crate) struct Buffer(Box<[u8]>);
 
 /// The date as HTTP writes it; made once a second.
-pub(super) fn with_date<R>(use_it: impl FnOnce(&[u8]) -> R) -> R {
+pub fn with_date<R>(use_it: impl FnOnce(&[u8]) -> R) -> R {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     DATE.with_borrow_mut(|(made, text)| {
         if *made != now {
@@ -60,7 +60,7 @@ fn date(seconds: u64) -> [u8; 29] {
 // === impl Buffer ===
 
 impl Buffer {
-    pub(super) fn take() -> Self {
+    pub(crate) fn take() -> Self {
         let free = FREE.with_borrow_mut(Vec::pop);
         Self(free.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()))
     }

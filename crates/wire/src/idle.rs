@@ -1,9 +1,10 @@
-//! Connections to the user's program that nobody's task looks after.
+//! Connections to one backend that nobody's task looks after.
 //!
-//! The last used is taken first, so that surplus ones grow old and are closed. That the program has closed one is
+//! The last used is taken first, so that surplus ones grow old and are closed. That the backend has closed one is
 //! seen when it is taken out, from what the kernel has reported meanwhile, which costs no system call.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{Arc, Weak},
     task::{Context, Waker},
@@ -16,7 +17,8 @@ use tokio::{net::TcpStream, time::Instant};
 
 const IDLE: Duration = Duration::from_secs(90);
 
-pub(super) struct Backends {
+/// Idle connections to one address.
+pub struct Backend {
     address: SocketAddr,
     max_idle: usize,
     idle: Mutex<Idle>,
@@ -28,15 +30,15 @@ struct Idle {
     reaping: bool,
 }
 
-// === impl Backends ===
+// === impl Backend ===
 
-impl Backends {
-    pub(super) fn new(address: SocketAddr, max_idle: usize) -> Arc<Self> {
+impl Backend {
+    pub fn new(address: SocketAddr, max_idle: usize) -> Arc<Self> {
         Arc::new(Self { address, max_idle, idle: Mutex::default() })
     }
 
     /// One that was used before, as far as is known still open.
-    pub(super) fn idle(&self) -> Option<TcpStream> {
+    pub(crate) fn idle(&self) -> Option<TcpStream> {
         loop {
             let (stream, _) = self.idle.lock().stack.pop()?;
             // Readable means closed, or that something was sent which nobody asked for.
@@ -46,11 +48,11 @@ impl Backends {
         }
     }
 
-    pub(super) async fn dial(&self) -> Result<TcpStream, DialError> {
+    pub(crate) async fn dial(&self) -> Result<TcpStream, DialError> {
         net::connect(self.address).await
     }
 
-    pub(super) fn give_back(self: &Arc<Self>, stream: TcpStream) {
+    pub(crate) fn give_back(self: &Arc<Self>, stream: TcpStream) {
         let mut idle = self.idle.lock();
         if idle.stack.len() >= self.max_idle {
             return;
@@ -63,13 +65,19 @@ impl Backends {
     }
 }
 
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Backend({}, {} idle)", self.address, self.idle.lock().stack.len())
+    }
+}
+
 /// Closes what nobody used for long; ends with the last one, so that an idle process has no timer.
-async fn reap(backends: Weak<Backends>) {
+async fn reap(backend: Weak<Backend>) {
     loop {
         tokio::time::sleep(IDLE).await;
-        let Some(backends) = backends.upgrade() else { return };
+        let Some(backend) = backend.upgrade() else { return };
         let now = Instant::now();
-        let mut idle = backends.idle.lock();
+        let mut idle = backend.idle.lock();
         idle.stack.retain(|(_, since)| now - *since < IDLE);
         if idle.stack.is_empty() {
             *idle = Idle::default();

@@ -11,7 +11,7 @@ use std::{
 use net::Limits;
 use tokio::time::{Instant, Sleep};
 
-pub(super) struct Clock {
+pub(crate) struct Clock {
     limits: Limits,
     started: Instant,
     wrote: Option<Instant>,
@@ -21,28 +21,28 @@ pub(super) struct Clock {
 // === impl Clock ===
 
 impl Clock {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self { limits, started: Instant::now(), wrote: None, sleep: None }
     }
 
-    /// A request starts.
-    pub(super) fn start(&mut self, now: Instant) {
-        (self.started, self.wrote) = (now, None);
+    /// A request starts, with limits of its own.
+    pub(crate) fn start(&mut self, now: Instant, limits: Limits) {
+        (self.limits, self.started, self.wrote) = (limits, now, None);
     }
 
-    pub(super) fn message(&self) -> &'static str {
+    pub(crate) fn message(&self) -> &'static str {
         self.limits.message
     }
 
     /// Notes that a piece of the response was written.
-    pub(super) fn wrote(&mut self) {
+    pub(crate) fn wrote(&mut self) {
         if self.limits.idle.is_some() || self.wrote.is_none() {
             self.wrote = Some(Instant::now());
         }
     }
 
     /// Ready once one of the limits is exceeded.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let next = self.next();
         let sleep = match &mut self.sleep {
             Some(sleep) => {

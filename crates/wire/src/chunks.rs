@@ -34,7 +34,7 @@ enum State {
 
 /// Where in a chunked body the bytes seen so far end.
 #[derive(Debug)]
-pub(crate) struct Chunks {
+pub struct Chunks {
     state: State,
     lines: u32,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Chunks {
 /// The bytes are not a chunked body.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid chunked encoding")]
-pub(crate) struct Invalid;
+pub struct Invalid;
 
 // === impl Chunks ===
 
@@ -57,7 +57,7 @@ impl Chunks {
     ///
     /// # Errors
     /// At the first byte that cannot be.
-    pub(crate) fn scan(&mut self, bytes: &[u8]) -> Result<usize, Invalid> {
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<usize, Invalid> {
         let mut at = 0;
         while at < bytes.len() && self.state != State::Done {
             if let State::Data { left } = self.state {
@@ -77,12 +77,12 @@ impl Chunks {
         Ok(at)
     }
 
-    pub(crate) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
     /// True between two chunks, where one more could be inserted.
-    pub(crate) fn is_between(&self) -> bool {
+    pub fn is_between(&self) -> bool {
         self.state == State::Size { size: 0, digits: 0 }
     }
 }

@@ -1,0 +1,44 @@
+//! The head of a plain request, as the pod gets it.
+//!
+//! What depends on the pod, its address as the host, comes last and is added when the pod is known.
+
+use std::sync::Arc;
+
+use wire::{Incoming, write_field};
+
+use crate::{
+    handler::{Handler, Seen},
+    revisions::Revision,
+};
+
+/// Who is asked.
+pub(super) struct Asked {
+    pub(super) revision: Arc<Revision>,
+    /// What metrics want to know, if there are any.
+    pub(super) seen: Option<Seen>,
+}
+
+/// Looks at the request that `input` starts with; if it is plain and `handler` knows its revision, `out` becomes its
+/// head for the pod, without the end. `peer` is the address to add to `X-Forwarded-For`.
+pub(super) fn request(input: &[u8], peer: &str, handler: Option<&Handler>, out: &mut Vec<u8>) -> Incoming<Asked> {
+    wire::request(input, |head| {
+        let handler = handler?;
+        let [namespace, name, host] =
+            [head.namespace.unwrap_or_default(), head.revision.unwrap_or_default(), head.host].map(text);
+        let revision = handler.find(namespace, name, host)?;
+        let seen = handler.metrics.exported().then(|| Seen::plain(head.method, host, head.body));
+        out.clear();
+        head.write_line(out);
+        head.write_copied(out, |name| {
+            name.eq_ignore_ascii_case("k-proxy-request") || name.eq_ignore_ascii_case("k-network-hash")
+        });
+        write_field(out, "K-Original-Host", head.original_host.unwrap_or(head.host));
+        out.extend_from_slice(b"K-Proxy-Request: activator\r\n");
+        head.write_forwarded_for(out, peer);
+        Some(Asked { revision, seen })
+    })
+}
+
+fn text(value: &[u8]) -> &str {
+    std::str::from_utf8(value).unwrap_or("")
+}
