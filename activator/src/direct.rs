@@ -56,7 +56,7 @@ impl Direct {
 
     async fn hand_over(&self, read: Vec<u8>, client: TcpStream, peer: SocketAddr, connections: &Connections) {
         let handler = self.handler.clone();
-        let handle = move |request, peer| handler.clone().handle(request, peer);
+        let handle = move |request, peer| handler.clone().handle(request, peer, false);
         self.http.serve(Prefixed::new(read, client), peer, connections, handle).await;
     }
 }

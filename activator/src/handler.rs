@@ -50,6 +50,8 @@ pub(crate) struct Handler {
     pub(crate) in_flight: InFlight,
     pub(crate) draining: AtomicBool,
     pub(crate) cluster_domain: String,
+    /// Whether pods are spoken to over TLS.
+    pub(crate) encrypts: bool,
     /// Ours: answer with a `Server-Timing` header.
     pub(crate) server_timing: bool,
 }
@@ -65,7 +67,12 @@ pub(crate) struct Ticket {
 
 impl Handler {
     /// Answers one request. Dropped (the client is gone), it leaves the queue and cancels what it started.
-    pub(crate) async fn handle(self: Arc<Self>, mut request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    pub(crate) async fn handle(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+        tls: bool,
+    ) -> Response<Body> {
         if let Some(response) = self.probe(request.headers_mut()) {
             return response;
         }
@@ -80,7 +87,7 @@ impl Handler {
                 return net::http_error(StatusCode::NOT_FOUND, &message);
             }
         };
-        let seen = self.metrics.exported().then(|| Seen::new(&request));
+        let seen = self.metrics.exported().then(|| Seen::new(&request, tls));
         let counted = self.reporter.enter(&revision);
         let mut timer = Timer::start(revision.limits);
         let mut response = match timer.limit(self.proxy(&revision, request, peer.ip())).await {
@@ -174,9 +181,9 @@ impl Handler {
         by_host(host, &self.cluster_domain).map_or(("", ""), |(name, namespace)| (namespace, name))
     }
 
-    /// Whether plain requests may go the short way.
+    /// Whether plain requests may go the short way, which cannot encrypt.
     pub(crate) fn takes_plain(&self) -> bool {
-        true
+        !self.encrypts
     }
 }
 
@@ -187,17 +194,19 @@ pub(crate) struct Seen {
     method: Method,
     version: Version,
     host: String,
+    tls: bool,
     bytes: u64,
     started: Instant,
 }
 
 impl Seen {
-    fn new(request: &Request<Incoming>) -> Self {
+    fn new(request: &Request<Incoming>, tls: bool) -> Self {
         let authority = request.uri().authority().map(http::uri::Authority::as_str);
         Self {
             method: request.method().clone(),
             version: request.version(),
             host: authority.unwrap_or_else(|| headers::text(request.headers(), &header::HOST)).to_owned(),
+            tls,
             bytes: request.body().size_hint().exact().unwrap_or(0),
             started: Instant::now(),
         }
@@ -209,14 +218,15 @@ impl Seen {
             method: method.parse().unwrap_or_default(),
             version: Version::HTTP_11,
             host: host.to_owned(),
+            tls: false,
             bytes: body as u64,
             started: Instant::now(),
         }
     }
 
     pub(crate) fn outcome(self, status: StatusCode, response_bytes: u64) -> Outcome {
-        let Self { method, version, host, bytes, started } = self;
-        Outcome { method, version, host, status, request_bytes: bytes, response_bytes, total: started.elapsed() }
+        let Self { method, version, host, tls, bytes, started } = self;
+        Outcome { method, version, host, tls, status, request_bytes: bytes, response_bytes, total: started.elapsed() }
     }
 }
 
@@ -325,6 +335,12 @@ impl Attempt for Sending<'_> {
     }
 
     async fn send(&mut self, lease: &Lease) -> Result<Self::Answer, Broken<SendFailure>> {
+        if let Some(host) = lease.pod().passthrough() {
+            let host = HeaderValue::try_from(host).expect("a Service's name is a header value");
+            let map = self.outbound.headers_mut();
+            map.insert(header::HOST, host);
+            map.insert(headers::PASSTHROUGH_LB.clone(), HeaderValue::from_static("true"));
+        }
         let result = self.outbound.send(lease.pod().pool()).await;
         result.map_err(|error| {
             // Each pod is addressed by its own name.

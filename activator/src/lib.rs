@@ -25,6 +25,8 @@ mod simulation;
 mod sink;
 mod stats;
 mod throttler;
+mod tls;
 
-pub use options::{Bound, Options, ParseError};
+pub use options::{Bound, LoadBalancing, Options, ParseError, Policy, Reach, TlsVersions};
 pub use server::{Error, Handle, run};
+pub use tls::Error as TlsError;

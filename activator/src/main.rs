@@ -1,10 +1,12 @@
 //! Holds requests for revisions without ready pods, wakes them, and passes the requests on.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+mod kubernetes;
 
-use activator::Options;
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use activator::{Options, Reach};
 use anyhow::Context as _;
-use api::config::Observability;
+use api::config::{MeshCompatibility, Network, Observability};
 use clap::Parser;
 use controller::{Config, Context, Tasks};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -23,17 +25,32 @@ struct Args {
     /// Context of the kubeconfig to use.
     #[arg(long)]
     context: Option<String>,
+    /// Cluster of the kubeconfig to use, instead of its context's.
+    #[arg(long)]
+    cluster: Option<String>,
+    /// Accepted for upstream's sake: there are no requests here that would need to be slowed down.
+    #[arg(long, env = "KUBE_API_QPS")]
+    kube_api_qps: Option<f64>,
+    /// As `--kube-api-qps`.
+    #[arg(long, env = "KUBE_API_BURST")]
+    kube_api_burst: Option<i64>,
     /// Where HTTP/1.1 comes in, instead of port 8012.
     #[arg(long)]
     listen_http: Option<SocketAddr>,
     /// Where HTTP/2 comes in, instead of port 8013.
     #[arg(long)]
     listen_h2c: Option<SocketAddr>,
+    /// Where encrypted requests come in, instead of port 8112.
+    #[arg(long)]
+    listen_tls: Option<SocketAddr>,
+    /// Where profiles are served, instead of port 8008.
+    #[arg(long)]
+    listen_profiling: Option<SocketAddr>,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+    let args = Args::parse_from(std::env::args().map(with_two_dashes));
     let env: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
@@ -46,10 +63,24 @@ async fn main() -> anyhow::Result<()> {
     let mut options = Options::from_env(&env, &domain)?;
     options.listen_http = args.listen_http.unwrap_or(options.listen_http);
     options.listen_h2c = args.listen_h2c.unwrap_or(options.listen_h2c);
-    let mut ctx = Context::new(client(&args).await?, Tasks::new());
+    options.listen_tls = args.listen_tls.unwrap_or(options.listen_tls);
+    options.profiling = args.listen_profiling.or(options.profiling);
+    let client = client(&args).await?;
+    kubernetes::check(&client, env.get("KUBERNETES_MIN_VERSION").map(String::as_str)).await?;
+    let mut ctx = Context::new(client, Tasks::new());
     ctx.cluster_domain = domain;
     ctx.system_namespace = env.get("SYSTEM_NAMESPACE").cloned().unwrap_or(ctx.system_namespace);
 
+    let network = network(&ctx).await;
+    options.passthrough = network.enable_mesh_pod_addressability;
+    options.encrypt = network.system_internal_tls;
+    options.reach = match network.mesh_compatibility_mode {
+        // Whoever makes pods addressable in a mesh says that they can be reached.
+        _ if options.passthrough => Reach::Pods,
+        MeshCompatibility::Auto => Reach::Either,
+        MeshCompatibility::Enabled => Reach::Service,
+        MeshCompatibility::Disabled => Reach::Pods,
+    };
     let observability = observability(&ctx, &env).await;
     let metrics = &observability.load().metrics;
     if options.metrics.is_none() && metrics.protocol == "prometheus" {
@@ -81,7 +112,11 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn client(args: &Args) -> anyhow::Result<kube::Client> {
-    let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+    let options = KubeConfigOptions {
+        context: args.context.clone(),
+        cluster: args.cluster.clone(),
+        ..KubeConfigOptions::default()
+    };
     let server = match &args.server {
         Some(server) => Some(server.parse::<http::Uri>().with_context(|| format!("--server {server} is not a URL"))?),
         None => None,
@@ -101,6 +136,24 @@ async fn client(args: &Args) -> anyhow::Result<kube::Client> {
         config.cluster_url = server;
     }
     Ok(kube::Client::try_from(config)?)
+}
+
+/// `config-network`, which is read once.
+async fn network(ctx: &Context) -> Arc<Network> {
+    let network = Config::watch(ctx, "config-network", Network::parse).await;
+    network.map_or_else(
+        |error| {
+            tracing::warn!("{error}; the defaults apply");
+            Arc::default()
+        },
+        |network| network.load(),
+    )
+}
+
+/// Go's programs take `-kubeconfig` for `--kubeconfig`.
+fn with_two_dashes(argument: String) -> String {
+    let is_long = argument.len() > 2 && argument.starts_with('-') && !argument.starts_with("--");
+    if is_long { format!("-{argument}") } else { argument }
 }
 
 /// `config-observability`, under the name that the environment gives it.

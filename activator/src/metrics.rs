@@ -47,6 +47,7 @@ pub(crate) struct Outcome {
     pub(crate) method: Method,
     pub(crate) version: Version,
     pub(crate) host: String,
+    pub(crate) tls: bool,
     pub(crate) status: StatusCode,
     pub(crate) request_bytes: u64,
     pub(crate) response_bytes: u64,
@@ -89,7 +90,7 @@ impl Metrics {
         if !matches!(port, "" | "80" | "443") {
             labels.push(("server_port", port));
         }
-        labels.push(("url_scheme", "http"));
+        labels.push(("url_scheme", if outcome.tls { "https" } else { "http" }));
         let seconds = outcome.total.as_secs_f64();
         for (name, help, bounds, value) in [
             ("http_server_request_duration_seconds", "Duration of HTTP server requests.", LATENCY_SECONDS, seconds),

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-pub use crate::throttler::Bound;
+pub use crate::{
+    backends::Reach,
+    throttler::{Bound, Policy},
+    tls::TlsVersions,
+};
 
 /// How an activator runs.
 #[derive(Debug, Clone)]
@@ -11,6 +15,21 @@ pub struct Options {
     pub listen_http: SocketAddr,
     /// Where HTTP/2 comes in; HTTP/1.1 is understood as well.
     pub listen_h2c: SocketAddr,
+    /// Where encrypted requests come in, if the installation encrypts.
+    pub listen_tls: SocketAddr,
+    /// Whether the installation encrypts what its parts say to each other (`system-internal-tls`).
+    pub encrypt: bool,
+    /// What the encrypted port offers.
+    pub tls_versions: TlsVersions,
+    /// Which addresses lead to pods.
+    pub reach: Reach,
+    /// Whether a mesh wants pods addressed by their Service's name (`enable-mesh-pod-addressability`).
+    pub passthrough: bool,
+    pub load_balancing: LoadBalancing,
+    /// Idle connections to keep for each pod.
+    pub max_idle: usize,
+    /// Where profiles are served, if anywhere.
+    pub profiling: Option<SocketAddr>,
     /// Where `/metrics` is served, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// Answer with a `Server-Timing` header: how long a request waited, and how long its pod took.
@@ -33,6 +52,14 @@ pub struct Options {
     pub drain_limit: Duration,
 }
 
+/// How one of several pods is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadBalancing {
+    Always(Policy),
+    /// By containerConcurrency: the less busy of two without it, the first that is free up to 3, in turn from 4.
+    AsUpstream,
+}
+
 /// An environment that makes no sense.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -42,6 +69,10 @@ pub enum ParseError {
     Duration(&'static str, String),
     #[error("{0} has the value {1:?}, which is not a port")]
     Port(&'static str, String),
+    #[error("{0} has the value {1:?}, which is not a number")]
+    Number(&'static str, String),
+    #[error("{0} has the value {1:?}; it may be {2}")]
+    Choice(&'static str, String, &'static str),
 }
 
 // === impl Options ===
@@ -51,6 +82,14 @@ impl Default for Options {
         Self {
             listen_http: ([0, 0, 0, 0], 8012).into(),
             listen_h2c: ([0, 0, 0, 0], 8013).into(),
+            listen_tls: ([0, 0, 0, 0], 8112).into(),
+            encrypt: false,
+            tls_versions: TlsVersions::default(),
+            reach: Reach::Pods,
+            passthrough: false,
+            load_balancing: LoadBalancing::Always(Policy::default()),
+            max_idle: 100,
+            profiling: None,
             metrics: None,
             server_timing: false,
             autoscaler_url: "ws://autoscaler.knative-serving.svc.cluster.local:8080".to_owned(),
@@ -66,36 +105,81 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The environment of upstream's Deployment.
+    /// The environment of upstream's Deployment, and `LOAD_BALANCING` and `SERVER_TIMING`, which are ours.
     ///
     /// # Errors
     /// The first variable that is missing or makes no sense.
     pub fn from_env(env: &BTreeMap<String, String>, cluster_domain: &str) -> Result<Self, ParseError> {
         let required = |name| env.get(name).cloned().ok_or(ParseError::Missing(name));
         let system_namespace = required("SYSTEM_NAMESPACE")?;
-        let probe_limit = match env.get("PROBE_TIMEOUT") {
-            Some(text) => api::go::parse_duration(text)
-                .ok()
-                .and_then(|nanos| u64::try_from(nanos).ok())
-                .map(Duration::from_nanos)
-                .ok_or_else(|| ParseError::Duration("PROBE_TIMEOUT", text.clone()))?,
-            None => Duration::from_millis(300),
-        };
+        // Nothing here happens at a frequency, but a value that makes no sense is a mistake all the same.
+        duration(env, "PROBE_FREQUENCY")?;
+        number(env, "MAX_IDLE_PROXY_CONNS")?;
         Ok(Self {
-            metrics: env
-                .get("METRICS_PROMETHEUS_PORT")
-                .map(|text| text.parse::<u16>().map_err(|_| ParseError::Port("METRICS_PROMETHEUS_PORT", text.clone())))
-                .transpose()?
-                .map(|port| ([0, 0, 0, 0], port).into()),
+            metrics: port(env, "METRICS_PROMETHEUS_PORT")?.map(|port| ([0, 0, 0, 0], port).into()),
+            profiling: Some(([0, 0, 0, 0], port(env, "PROFILING_PORT")?.unwrap_or(8008)).into()),
             server_timing: env.get("SERVER_TIMING").is_some_and(|text| text == "true"),
             autoscaler_url: format!("ws://autoscaler.{system_namespace}.svc.{cluster_domain}:8080"),
             pod_name: required("POD_NAME")?,
             pod_ip: required("POD_IP")?,
-            probe_limit,
+            probe_limit: duration(env, "PROBE_TIMEOUT")?.unwrap_or(Duration::from_millis(300)),
+            max_idle: number(env, "MAX_IDLE_PROXY_CONNS_PER_HOST")?.unwrap_or(100),
+            load_balancing: load_balancing(env)?,
+            tls_versions: tls_versions(env)?,
             lame_duck: Duration::from_secs(45),
             drain_limit: Duration::from_secs(540),
             ..Self::default()
         })
+    }
+}
+
+fn duration(env: &BTreeMap<String, String>, name: &'static str) -> Result<Option<Duration>, ParseError> {
+    let parse = |text: &String| {
+        let nanos = api::go::parse_duration(text).ok().and_then(|nanos| u64::try_from(nanos).ok());
+        nanos.map(Duration::from_nanos).ok_or_else(|| ParseError::Duration(name, text.clone()))
+    };
+    env.get(name).map(parse).transpose()
+}
+
+fn port(env: &BTreeMap<String, String>, name: &'static str) -> Result<Option<u16>, ParseError> {
+    let parse = |text: &String| text.parse().map_err(|_| ParseError::Port(name, text.clone()));
+    env.get(name).map(parse).transpose()
+}
+
+fn number(env: &BTreeMap<String, String>, name: &'static str) -> Result<Option<usize>, ParseError> {
+    let parse = |text: &String| text.parse().map_err(|_| ParseError::Number(name, text.clone()));
+    env.get(name).map(parse).transpose()
+}
+
+fn load_balancing(env: &BTreeMap<String, String>) -> Result<LoadBalancing, ParseError> {
+    const NAME: &str = "LOAD_BALANCING";
+    let policy = match env.get(NAME).map(String::as_str) {
+        None | Some("" | "least-of-two") => Policy::LeastOfTwo,
+        Some("upstream") => return Ok(LoadBalancing::AsUpstream),
+        Some("first-available") => Policy::FirstAvailable,
+        Some("round-robin") => Policy::RoundRobin,
+        Some("random") => Policy::Random,
+        Some(other) => {
+            let choices = "least-of-two, upstream, first-available, round-robin or random";
+            return Err(ParseError::Choice(NAME, other.to_owned(), choices));
+        }
+    };
+    Ok(LoadBalancing::Always(policy))
+}
+
+fn tls_versions(env: &BTreeMap<String, String>) -> Result<TlsVersions, ParseError> {
+    let version = |name: &'static str| match env.get(name).map(String::as_str) {
+        None | Some("") => Ok(None),
+        Some("1.2") => Ok(Some(2)),
+        Some("1.3") => Ok(Some(3)),
+        Some(other) => Err(ParseError::Choice(name, other.to_owned(), "1.2 or 1.3")),
+    };
+    let (min, max) = (version("ACTIVATOR_TLS_MIN_VERSION")?, version("ACTIVATOR_TLS_MAX_VERSION")?);
+    match (min.unwrap_or(3), max.unwrap_or(3)) {
+        (2, 2) => Ok(TlsVersions::Only12),
+        (2, _) => Ok(TlsVersions::From12),
+        (_, 3) => Ok(TlsVersions::Only13),
+        _ => Err(ParseError::Choice("ACTIVATOR_TLS_MAX_VERSION", "1.2".to_owned(), "no lower than the minimum")),
     }
 }
 
@@ -115,6 +199,16 @@ mod tests {
         env.insert("PROBE_TIMEOUT".into(), "soon".into());
         assert!(matches!(Options::from_env(&env, "cluster.local"), Err(ParseError::Duration("PROBE_TIMEOUT", _))));
         env.remove("PROBE_TIMEOUT");
+        for (name, value) in [("LOAD_BALANCING", "fair"), ("ACTIVATOR_TLS_MIN_VERSION", "1.1"), ("PROFILING_PORT", "x")]
+        {
+            env.insert(name.into(), value.into());
+            let error = Options::from_env(&env, "cluster.local").expect_err(name).to_string();
+            assert!(error.starts_with(name) && error.contains(value), "{error}");
+            env.remove(name);
+        }
+        env.insert("LOAD_BALANCING".into(), "upstream".into());
+        let options = Options::from_env(&env, "cluster.local").expect("complete");
+        assert_eq!(options.load_balancing, LoadBalancing::AsUpstream);
         env.remove("POD_NAME");
         assert_eq!(Options::from_env(&env, "cluster.local").expect_err("missing"), ParseError::Missing("POD_NAME"));
     }

@@ -3,6 +3,8 @@
 //! The sidecar holds the question until the program's port opens, so that the answer comes at that moment. What this
 //! side repeats is only what cannot be held: a sidecar that does not listen yet, or one (upstream's) that says no at
 //! once. The pause grows with the time that has passed, from a millisecond: a twentieth of it.
+//!
+//! The same question is asked at a Service's address where a mesh hides the pods.
 
 use std::{
     net::SocketAddr,
@@ -16,12 +18,14 @@ use http::{
     header::{self, HeaderValue},
 };
 use http_body_util::BodyExt;
-use net::{RequestBody, headers};
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use net::{Pool, PoolOptions, RequestBody, headers};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    backends::{Backends, Prober},
+    backends::{Backends, Prober, ServiceRef},
     throttler::Pod,
 };
 
@@ -31,59 +35,138 @@ const LAST_PAUSE: Duration = Duration::from_millis(200);
 /// Asks over the pod's own connections, so that the first request finds one open.
 pub(crate) struct Probes {
     pub(crate) tasks: Tasks,
+    pub(crate) client: kube::Client,
     /// How long one question may take before it is asked again on a new connection.
     pub(crate) limit: Duration,
+}
+
+/// Why there is no yes.
+#[derive(Debug)]
+enum No {
+    /// What a mesh's proxy would say for a pod that may not be reached like this; or a sidecar that is not ready.
+    PerhapsMesh(String),
+    Certainly(String),
 }
 
 // === impl Probes ===
 
 impl Prober for Probes {
     fn start(&self, pod: Arc<Pod>, asker: Weak<Backends>) -> DropGuard {
-        let token = CancellationToken::new();
-        let (cancelled, limit) = (token.clone(), self.limit);
-        self.tasks.spawn("probe", async move {
-            tokio::select! {
-                () = cancelled.cancelled() => return,
-                () = until_ready(&pod, limit) => {}
-            }
+        let limit = self.limit;
+        self.spawn(async move {
+            let ask = || ask(pod.plain(), request(pod.address(), pod.passthrough()));
+            let suspected = || {
+                if let Some(asker) = asker.upgrade() {
+                    asker.suspected(&pod);
+                }
+            };
+            until_ready(limit, pod.address(), ask, suspected).await;
             if let Some(asker) = asker.upgrade() {
                 asker.succeeded(&pod);
+            }
+        })
+    }
+
+    fn start_service(&self, service: &ServiceRef, asker: Weak<Backends>) -> DropGuard {
+        let (limit, client, service) = (self.limit, self.client.clone(), service.clone());
+        self.spawn(async move {
+            let address = cluster_address(client, &service).await;
+            let pool = Pool::new(address, PoolOptions { max_idle: 0, ..PoolOptions::default() });
+            until_ready(limit, address, || ask(&pool, request(address, None)), || {}).await;
+            if let Some(asker) = asker.upgrade() {
+                asker.service_answered(address);
+            }
+        })
+    }
+}
+
+impl Probes {
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> DropGuard {
+        let token = CancellationToken::new();
+        let cancelled = token.clone();
+        self.tasks.spawn("probe", async move {
+            tokio::select! {
+                () = cancelled.cancelled() => {}
+                () = work => {}
             }
         });
         token.drop_guard()
     }
 }
 
-/// Completes when the pod says that it is ready. Dropping the future stops asking.
-async fn until_ready(pod: &Pod, limit: Duration) {
+/// Completes when the answer is yes. Dropping the future stops asking.
+async fn until_ready<F>(limit: Duration, address: SocketAddr, ask: impl Fn() -> F, suspected: impl Fn())
+where
+    F: Future<Output = Result<(), No>>,
+{
     let started = Instant::now();
     loop {
-        match timeout(limit, ask(pod)).await {
+        match timeout(limit, ask()).await {
             Ok(Ok(())) => return,
-            Ok(Err(reason)) => tracing::trace!(pod = %pod.address(), reason, "not ready yet"),
-            Err(_) => tracing::trace!(pod = %pod.address(), "no answer to a probe yet"),
+            Ok(Err(No::PerhapsMesh(reason))) => {
+                tracing::trace!(%address, reason, "not ready yet");
+                suspected();
+            }
+            Ok(Err(No::Certainly(reason))) => tracing::trace!(%address, reason, "not ready yet"),
+            Err(_) => tracing::trace!(%address, "no answer to a probe yet"),
         }
         sleep((started.elapsed() / 20).clamp(FIRST_PAUSE, LAST_PAUSE)).await;
     }
 }
 
-async fn ask(pod: &Pod) -> Result<(), String> {
-    let response = pod.pool().send(request(pod.address())).await.map_err(|error| error.to_string())?;
+async fn ask(pool: &Pool, request: Request<RequestBody>) -> Result<(), No> {
+    let response = pool.send(request).await.map_err(|error| No::PerhapsMesh(error.to_string()))?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+    let body = response.into_body().collect().await.map_err(|error| No::PerhapsMesh(error.to_string()))?.to_bytes();
     if status == StatusCode::OK && body == headers::QUEUE.as_bytes() {
         return Ok(());
     }
-    Err(format!("answered {status}"))
+    let reason = format!("answered {status}");
+    Err(match status {
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => No::PerhapsMesh(reason),
+        _ => No::Certainly(reason),
+    })
 }
 
-fn request(address: SocketAddr) -> Request<RequestBody> {
+fn request(address: SocketAddr, passthrough: Option<&str>) -> Request<RequestBody> {
     let mut request = Request::new(RequestBody::Empty);
     *request.uri_mut() = Uri::from_static("/healthz");
-    let host = HeaderValue::try_from(address.to_string()).expect("an address is a header value");
+    let host = passthrough.map_or_else(|| address.to_string(), str::to_owned);
+    let host = HeaderValue::try_from(host).expect("an address or a Service's name is a header value");
     let map = request.headers_mut();
     map.insert(header::HOST, host);
     map.insert(header::USER_AGENT, HeaderValue::from_static(headers::ACTIVATOR_PROBE_AGENT));
     map.insert(headers::NETWORK_PROBE.clone(), HeaderValue::from_static(headers::QUEUE));
+    if passthrough.is_some() {
+        map.insert(headers::PASSTHROUGH_LB.clone(), HeaderValue::from_static("true"));
+    }
     request
+}
+
+/// The address of a Service, looked up until it has one.
+async fn cluster_address(client: kube::Client, service: &ServiceRef) -> SocketAddr {
+    let key = &service.key;
+    let services = Api::<Service>::namespaced(client, &key.namespace);
+    loop {
+        let pause = match services.get(&key.name).await {
+            Ok(found) => match address_of(&found, service.port) {
+                Some(address) => return address,
+                None => {
+                    tracing::warn!(service = %key, port = service.port, "it has no cluster address with this port");
+                    LAST_PAUSE * 5
+                }
+            },
+            Err(error) => {
+                tracing::warn!(service = %key, %error, "cannot look up the Service of pods that cannot be reached");
+                LAST_PAUSE * 5
+            }
+        };
+        sleep(pause).await;
+    }
+}
+
+fn address_of(service: &Service, port: &str) -> Option<SocketAddr> {
+    let spec = service.spec.as_ref()?;
+    let port = spec.ports.iter().flatten().find(|candidate| candidate.name.as_deref() == Some(port))?.port;
+    Some(SocketAddr::new(spec.cluster_ip.as_deref()?.parse().ok()?, u16::try_from(port).ok()?))
 }

@@ -21,9 +21,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
-    backends::{Addresses, Backends, Peers, Prober, Treatment},
+    backends::{Addresses, Backends, Peers, Prober, Reach, ServiceRef, Treatment, port_name},
+    options::LoadBalancing,
     stats::Activity,
-    throttler::{QueueLimit, Throttler},
+    throttler::{Link, Policy, QueueLimit, Throttler},
+    tls::{self, Tls},
 };
 
 use self::table::Table;
@@ -57,8 +59,20 @@ pub(crate) struct Revisions {
     created: Notify,
     limit: Arc<QueueLimit>,
     prober: Arc<dyn Prober>,
+    manner: Manner,
+}
+
+/// How all revisions are treated.
+pub(crate) struct Manner {
     /// This activator's address, as the public Endpoints list it.
-    own: Option<IpAddr>,
+    pub(crate) own: Option<IpAddr>,
+    pub(crate) reach: Reach,
+    /// Address pods by their Service's name, as a mesh wants it.
+    pub(crate) passthrough: bool,
+    pub(crate) load_balancing: LoadBalancing,
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Idle connections to keep for each pod.
+    pub(crate) max_idle: usize,
 }
 
 /// The watches that keep a table up to date.
@@ -72,8 +86,8 @@ pub(crate) struct Watches {
 // === impl Revisions ===
 
 impl Revisions {
-    pub(crate) fn new(limit: Arc<QueueLimit>, prober: Arc<dyn Prober>, own: Option<IpAddr>) -> Arc<Self> {
-        Arc::new(Self { table: Table::new(), created: Notify::new(), limit, prober, own })
+    pub(crate) fn new(limit: Arc<QueueLimit>, prober: Arc<dyn Prober>, manner: Manner) -> Arc<Self> {
+        Arc::new(Self { table: Table::new(), created: Notify::new(), limit, prober, manner })
     }
 
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Revision>> {
@@ -116,7 +130,7 @@ impl Revisions {
         };
         self.table.insert(revision.clone());
         revision.refresh(private);
-        revision.place(public, self.own);
+        revision.place(public, self.manner.own);
         self.created.notify_waiters();
     }
 
@@ -134,17 +148,26 @@ impl Revisions {
             value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0).map(Duration::from_secs)
         };
         let label = |name: &str| object.labels().get(name).map_or_else(Box::default, |text| text.as_str().into());
-        let throttler = Throttler::new(self.limit.clone());
+        let concurrency = spec.container_concurrency.and_then(|value| usize::try_from(value).ok()).unwrap_or(0);
+        let policy = match self.manner.load_balancing {
+            LoadBalancing::AsUpstream => Policy::upstream(concurrency),
+            LoadBalancing::Always(policy) => policy,
+        };
+        let throttler = Throttler::new(self.limit.clone(), policy);
+        let protocol = spec.pod.protocol();
         let treatment = Treatment {
-            concurrency: spec.container_concurrency.and_then(|value| usize::try_from(value).ok()).unwrap_or(0),
+            concurrency,
             probe_early: probe_early(spec),
+            reach: self.manner.reach,
+            link: self.manner.link(&key),
+            service: ServiceRef { key: private(&key), port: port_name(protocol) },
         };
         Arc::new(Revision {
             key,
             uid,
             configuration: label(serving::CONFIGURATION),
             service: label(serving::SERVICE),
-            protocol: spec.pod.protocol(),
+            protocol,
             limits: Limits {
                 total: seconds(spec.timeout_seconds).unwrap_or(DEFAULT_TIMEOUT),
                 response_start: seconds(spec.response_start_timeout_seconds),
@@ -190,7 +213,7 @@ impl Revisions {
         let (table, cache) = (self.clone(), public.clone());
         public.on_event(move |change| {
             if let Some(revision) = table.of(change.object()) {
-                revision.place(&cache, table.own);
+                revision.place(&cache, table.manner.own);
             }
         });
         Watches { revisions, private, public }
@@ -199,6 +222,24 @@ impl Revisions {
     fn of(&self, endpoints: &Endpoints) -> Option<Arc<Revision>> {
         self.table.get(endpoints.metadata.namespace.as_deref()?, endpoints.labels().get(serving::REVISION)?)
     }
+}
+
+// === impl Manner ===
+
+impl Manner {
+    fn link(&self, revision: &ObjectKey) -> Link {
+        let host = || {
+            let private = private(revision);
+            Arc::from(format!("{}.{}", private.name, private.namespace))
+        };
+        let wrap = self.tls.as_ref().map(|tls| (tls.connector(&revision.namespace), tls::POD_PORT));
+        Link { passthrough: self.passthrough.then(host), wrap, max_idle: self.max_idle }
+    }
+}
+
+/// The Service of a revision that its pods are behind.
+fn private(revision: &ObjectKey) -> ObjectKey {
+    ObjectKey::new(revision.namespace.clone(), api::child_name(&revision.name, "-private"))
 }
 
 // === impl Revision ===

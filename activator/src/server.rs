@@ -16,14 +16,24 @@ use net::{Connections, InFlight};
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    Options, direct::Direct, handler::Handler, metrics::Metrics, probe::Probes, revisions::Revisions, sink,
-    stats::Reporter, throttler::QueueLimit,
+    Options,
+    direct::Direct,
+    handler::Handler,
+    metrics::Metrics,
+    probe::Probes,
+    revisions::{Manner, Revisions},
+    sink,
+    stats::Reporter,
+    throttler::QueueLimit,
+    tls::{self, Tls},
 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0}")]
     Listen(#[from] io::Error),
+    #[error("{0}")]
+    Tls(#[from] tls::Error),
 }
 
 /// A running activator. It stops, in good order, when the context's tasks are cancelled.
@@ -31,6 +41,7 @@ pub enum Error {
 pub struct Handle {
     http: SocketAddr,
     h2c: SocketAddr,
+    tls: Option<SocketAddr>,
     metrics: Option<SocketAddr>,
     handler: Arc<Handler>,
     connections: Connections,
@@ -52,9 +63,22 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let http = net::listen(options.listen_http).await?;
     let h2c = net::listen(options.listen_h2c).await?;
 
-    let prober = Probes { tasks: ctx.tasks.clone(), limit: options.probe_limit };
+    let tls = match options.encrypt {
+        true => Some((net::listen(options.listen_tls).await?, Tls::watch(&ctx, options.tls_versions).await?)),
+        false => None,
+    };
+
+    let prober = Probes { tasks: ctx.tasks.clone(), client: ctx.client.clone(), limit: options.probe_limit };
     let limit = QueueLimit::new(options.max_waiting, options.max_waiting_bytes);
-    let revisions = Revisions::new(limit, Arc::new(prober), options.pod_ip.parse().ok());
+    let manner = Manner {
+        own: options.pod_ip.parse().ok(),
+        reach: options.reach,
+        passthrough: options.passthrough,
+        load_balancing: options.load_balancing,
+        tls: tls.as_ref().map(|(_, tls)| tls.clone()),
+        max_idle: options.max_idle,
+    };
+    let revisions = Revisions::new(limit, Arc::new(prober), manner);
     let watches = revisions.watch(&ctx);
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
@@ -69,11 +93,13 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         in_flight: InFlight::new(),
         draining: AtomicBool::new(false),
         cluster_domain: ctx.cluster_domain.clone(),
+        encrypts: options.encrypt,
         server_timing: options.server_timing,
     });
     let connections = Connections::new();
     let mut handle = Handle {
         metrics: None,
+        tls: tls.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?,
         http: http.local_addr()?,
         h2c: h2c.local_addr()?,
         handler: handler.clone(),
@@ -93,6 +119,9 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
             direct.clone().serve(stream, peer, members.clone())
         });
         ctx.tasks.spawn_graceful("activator", serve);
+    }
+    if let Some((listener, tls)) = tls {
+        ctx.tasks.spawn_graceful("activator over TLS", tls.serve(listener, connections.clone(), handler.clone()));
     }
     if let Some(address) = options.metrics {
         let status = sink.status().clone();
@@ -125,6 +154,11 @@ impl Handle {
 
     pub fn h2c_address(&self) -> SocketAddr {
         self.h2c
+    }
+
+    /// Where encrypted requests come in, if the installation encrypts.
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.tls
     }
 
     /// Where `/metrics` is, if it was asked for.

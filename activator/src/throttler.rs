@@ -28,7 +28,8 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-pub(crate) use self::pod::{Endpoint, Pod};
+pub use self::pod::Policy;
+pub(crate) use self::pod::{Endpoint, Link, Pod};
 
 /// Why a request may not wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +75,8 @@ pub(crate) struct Throttler {
 
 struct Shared {
     pods: ArcSwap<Vec<Arc<Pod>>>,
+    policy: Policy,
+    cursor: AtomicUsize,
     held: Held,
     closed: AtomicBool,
     limit: Arc<QueueLimit>,
@@ -193,9 +196,11 @@ impl Turn {
 // === impl Throttler ===
 
 impl Throttler {
-    pub(crate) fn new(limit: Arc<QueueLimit>) -> Self {
+    pub(crate) fn new(limit: Arc<QueueLimit>, policy: Policy) -> Self {
         let shared = Shared {
             pods: ArcSwap::default(),
+            policy,
+            cursor: AtomicUsize::new(0),
             held: Held::default(),
             closed: AtomicBool::new(false),
             limit,
@@ -251,6 +256,11 @@ impl Throttler {
         self.shared.pods.load_full()
     }
 
+    /// Whether the pods have to be given in the order of their addresses.
+    pub(crate) fn order_matters(&self) -> bool {
+        matches!(self.shared.policy, Policy::FirstAvailable | Policy::RoundRobin)
+    }
+
     /// Whether there is no pod at all.
     pub(crate) fn is_empty(&self) -> bool {
         self.shared.pods.load().is_empty()
@@ -269,7 +279,7 @@ impl Shared {
     fn reserve(self: &Arc<Self>) -> Option<Lease> {
         loop {
             let pods = self.pods.load();
-            let pod = pod::choose(&pods)?;
+            let pod = self.policy.choose(&pods, &self.cursor)?;
             if pod.is_open() {
                 return Some(Lease { pod, shared: self.clone() });
             }
@@ -388,11 +398,11 @@ mod tests {
     }
 
     fn pod(port: u16, concurrency: usize) -> Arc<Pod> {
-        Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), concurrency)
+        Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), concurrency, &Link::default())
     }
 
     fn throttler() -> Throttler {
-        Throttler::new(limit(100, 1000))
+        Throttler::new(limit(100, 1000), Policy::default())
     }
 
     fn limit(per_revision: usize, total: usize) -> Arc<QueueLimit> {
@@ -467,7 +477,7 @@ mod tests {
     #[test]
     fn the_queue_is_bounded_per_revision_and_in_bytes() {
         let limit = limit(2, 100);
-        let throttler = Throttler::new(limit.clone());
+        let throttler = Throttler::new(limit.clone(), Policy::default());
         let mut waiters: Vec<_> = (0..2).map(|_| Box::pin(acquire(&throttler))).collect();
         assert!(waiters.iter_mut().all(|waiter| poll(waiter.as_mut()).is_pending()));
         assert!(matches!(poll(pin!(acquire(&throttler))), Poll::Ready(Err(Refused::QueueFull))));
@@ -481,7 +491,8 @@ mod tests {
     #[test]
     fn one_revision_cannot_take_all_the_room() {
         let limit = limit(1000, 1000);
-        let (greedy, modest) = (Throttler::new(limit.clone()), Throttler::new(limit));
+        let (greedy, modest) =
+            (Throttler::new(limit.clone(), Policy::default()), Throttler::new(limit, Policy::default()));
         let mut waiters = Vec::new();
         loop {
             let mut waiter = Box::pin(acquire(&greedy));
@@ -529,7 +540,7 @@ mod tests {
     fn slots_are_never_exceeded_or_lost_under_contention() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().expect("threads");
         runtime.block_on(async {
-            let throttler = Throttler::new(limit(10_000, 100_000));
+            let throttler = Throttler::new(limit(10_000, 100_000), Policy::default());
             let pods: Vec<_> = (1..=3).map(|port| pod(port, 2)).collect();
             throttler.set_pods(pods.clone());
             let requests: Vec<_> = (0..500)

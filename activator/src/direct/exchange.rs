@@ -58,7 +58,8 @@ impl Direct {
             }
             Err(failure) => {
                 client.consume(plain.head + plain.body);
-                refuse(client, failure).await
+                let (keep, status, bytes) = refuse(client, failure).await;
+                (keep && !plain.last, status, bytes)
             }
         };
         if let Some(seen) = seen {

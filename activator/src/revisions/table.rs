@@ -82,8 +82,8 @@ fn is(revision: &Revision, namespace: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        backends::{Backends, Prober, Treatment},
-        throttler::{Bound, Pod, QueueLimit, Throttler},
+        backends::{Backends, Prober, ServiceRef, Treatment},
+        throttler::{Bound, Pod, Policy, QueueLimit, Throttler},
     };
 
     struct Never;
@@ -92,12 +92,16 @@ mod tests {
         fn start(&self, _: Arc<Pod>, _: std::sync::Weak<Backends>) -> tokio_util::sync::DropGuard {
             tokio_util::sync::CancellationToken::new().drop_guard()
         }
+
+        fn start_service(&self, _: &ServiceRef, _: std::sync::Weak<Backends>) -> tokio_util::sync::DropGuard {
+            tokio_util::sync::CancellationToken::new().drop_guard()
+        }
     }
 
     fn revision(name: &str) -> Arc<Revision> {
         let bound = Bound { per_revision: 1, total: 1 };
-        let throttler = Throttler::new(QueueLimit::new(bound, bound));
-        let treatment = Treatment { concurrency: 0, probe_early: true };
+        let throttler = Throttler::new(QueueLimit::new(bound, bound), Policy::default());
+        let treatment = Treatment::of(name);
         Revision::alone(name, throttler.clone(), Backends::new(throttler, treatment, Arc::new(Never)))
     }
 

@@ -16,13 +16,13 @@ use super::{
     executor::Executor,
 };
 use crate::{
-    backends::{Addresses, Backends, Peers, Treatment},
+    backends::{Addresses, Backends, Peers, Reach, Treatment},
     clock,
     dispatch::{Attempt, Broken, Failure, dispatch},
     revisions,
     sink::{self, Connection},
     stats::Reporter,
-    throttler::{Bound, Endpoint, Lease, QueueLimit, Throttler, Turn},
+    throttler::{Bound, Endpoint, Lease, Policy, QueueLimit, Throttler, Turn},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -210,8 +210,10 @@ impl Activator {
 
 impl Handler {
     fn new(model: Arc<Revision>, limit: Arc<QueueLimit>, outstanding: Arc<Mutex<usize>>) -> Self {
-        let throttler = Throttler::new(limit);
-        let treatment = Treatment { concurrency: model.concurrency, probe_early: true };
+        let policies = [Policy::LeastOfTwo, Policy::FirstAvailable, Policy::RoundRobin, Policy::Random];
+        let throttler = Throttler::new(limit, policies[model.below(4)]);
+        let reach = [Reach::Pods, Reach::Either][model.below(2)];
+        let treatment = Treatment { concurrency: model.concurrency, reach, ..Treatment::of(&model.name) };
         let probes = Probes { revision: model.clone(), outstanding };
         let backends = Backends::new(throttler.clone(), treatment, Arc::new(probes));
         let revision = revisions::Revision::alone(&model.name, throttler, backends);

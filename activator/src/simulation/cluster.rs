@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::executor::Executor;
 use crate::{
-    backends::{Addresses, Backends, Prober},
+    backends::{Addresses, Backends, Prober, ServiceRef},
     throttler::{Endpoint, Pod},
 };
 
@@ -79,6 +79,11 @@ impl Revision {
     pub(super) fn new(executor: Executor, number: u64) -> Arc<Self> {
         let concurrency = [0, 1, 2, 5][executor.below(4) as usize];
         Arc::new(Self { name: format!("rev-{number}"), concurrency, executor, state: Mutex::default() })
+    }
+
+    /// A choice that is made for it.
+    pub(super) fn below(&self, bound: u64) -> usize {
+        self.executor.below(bound) as usize
     }
 
     /// No more faults: what is broken goes away and is replaced.
@@ -284,6 +289,11 @@ impl Prober for Probes {
                     break;
                 }
                 let model = revision.model(pod.endpoint());
+                if model.is_none()
+                    && let Some(asker) = asker.upgrade()
+                {
+                    asker.suspected(&pod);
+                }
                 if model.is_some_and(|model| *model.condition.lock() != Condition::Starting) {
                     if let Some(asker) = asker.upgrade() {
                         asker.succeeded(&pod);
@@ -297,5 +307,10 @@ impl Prober for Probes {
             *outstanding.lock() -= 1;
         });
         token.drop_guard()
+    }
+
+    /// There is no mesh: the Service answers nobody who asks there without need.
+    fn start_service(&self, _: &ServiceRef, _: Weak<Backends>) -> DropGuard {
+        CancellationToken::new().drop_guard()
     }
 }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use net::{Pool, PoolOptions};
+use net::{Pool, PoolOptions, Wrap};
 
 /// What identifies a pod: its address, and its uid as far as known, since addresses are used again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,17 +17,44 @@ pub(crate) struct Endpoint {
     pub(crate) uid: Box<str>,
 }
 
+/// Which of several pods gets a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// The one with fewer requests of two chosen at random.
+    #[default]
+    LeastOfTwo,
+    /// The first by address.
+    FirstAvailable,
+    /// The next by address.
+    RoundRobin,
+    Random,
+}
+
+/// How a revision's pods are spoken to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Link {
+    /// The host by which a mesh knows them, instead of each pod's address.
+    pub(crate) passthrough: Option<Arc<str>>,
+    /// Encrypts, and on which port.
+    pub(crate) wrap: Option<(Arc<dyn Wrap>, u16)>,
+    /// Idle connections to keep for each.
+    pub(crate) max_idle: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pod {
     endpoint: Endpoint,
     pool: Pool,
+    /// For probes, which are never encrypted.
+    plain: Pool,
+    passthrough: Option<Arc<str>>,
     /// Connections of the short way.
     direct: Arc<wire::Backend>,
     /// The end of a head of the short way: the host, and the empty line.
     end_of_head: Box<str>,
     in_flight: AtomicUsize,
     /// Requests at once; `usize::MAX` without containerConcurrency.
-    capacity: usize,
+    capacity: AtomicUsize,
     /// The last change of the pods in use that included it; 0 while it is not in use.
     generation: AtomicU64,
 }
@@ -44,15 +71,28 @@ impl From<SocketAddr> for Endpoint {
 
 impl Pod {
     /// A pod that takes `concurrency` requests at once, 0 for any number.
-    pub(crate) fn new(endpoint: Endpoint, concurrency: usize) -> Arc<Self> {
+    pub(crate) fn new(endpoint: Endpoint, concurrency: usize, link: &Link) -> Arc<Self> {
         let capacity = if concurrency == 0 { usize::MAX } else { concurrency };
-        let options = PoolOptions { max_idle: 100, ..PoolOptions::default() };
+        let options = PoolOptions { max_idle: link.max_idle, ..PoolOptions::default() };
+        let plain = Pool::new(endpoint.address, options);
+        let pool = match &link.wrap {
+            None => plain.clone(),
+            Some((wrap, port)) => {
+                Pool::wrapped(SocketAddr::new(endpoint.address.ip(), *port), options, Some(wrap.clone()))
+            }
+        };
+        let end_of_head = match &link.passthrough {
+            None => format!("Host: {}\r\n\r\n", endpoint.address),
+            Some(host) => format!("K-Passthrough-Lb: true\r\nHost: {host}\r\n\r\n"),
+        };
         Arc::new(Self {
-            pool: Pool::new(endpoint.address, options),
+            pool,
+            plain,
+            passthrough: link.passthrough.clone(),
             direct: wire::Backend::new(endpoint.address, options.max_idle),
-            end_of_head: format!("Host: {}\r\n\r\n", endpoint.address).into(),
+            end_of_head: end_of_head.into(),
             in_flight: AtomicUsize::new(0),
-            capacity,
+            capacity: AtomicUsize::new(capacity),
             generation: AtomicU64::new(0),
             endpoint,
         })
@@ -68,6 +108,26 @@ impl Pod {
 
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// For probes.
+    pub(crate) fn plain(&self) -> &Pool {
+        &self.plain
+    }
+
+    /// The host by which a mesh knows it.
+    pub(crate) fn passthrough(&self) -> Option<&str> {
+        self.passthrough.as_deref()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity.load(SeqCst)
+    }
+
+    /// Takes effect for requests that come from now on; those that wait are looked at when pods are published.
+    pub(crate) fn set_capacity(&self, capacity: usize) {
+        self.capacity.store(capacity, SeqCst);
     }
 
     pub(crate) fn direct(&self) -> &Arc<wire::Backend> {
@@ -103,25 +163,80 @@ impl Pod {
 
     /// Takes a slot if one is free.
     fn reserve(&self) -> bool {
-        if self.capacity == usize::MAX {
+        let capacity = self.capacity.load(SeqCst);
+        if capacity == usize::MAX {
             self.in_flight.fetch_add(1, SeqCst);
             return true;
         }
-        self.in_flight.fetch_update(SeqCst, SeqCst, |current| (current < self.capacity).then_some(current + 1)).is_ok()
+        self.in_flight.fetch_update(SeqCst, SeqCst, |current| (current < capacity).then_some(current + 1)).is_ok()
     }
 }
 
-/// A slot of the less busy of two pods chosen at random, or of any that has one.
-pub(super) fn choose(pods: &[Arc<Pod>]) -> Option<Arc<Pod>> {
-    let count = pods.len();
-    let first = match count {
-        0 => return None,
-        1 => 0,
-        _ => {
-            let one = fastrand::usize(..count);
-            let other = (one + 1 + fastrand::usize(..count - 1)) % count;
-            if pods[other].in_flight() < pods[one].in_flight() { other } else { one }
+// === impl Link ===
+
+impl Link {
+    /// The same to another encrypted port.
+    pub(crate) fn with_port(&self, port: u16) -> Self {
+        let wrap = self.wrap.as_ref().map(|(wrap, _)| (wrap.clone(), port));
+        Self { wrap, ..self.clone() }
+    }
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// Upstream's choice for a revision with this containerConcurrency.
+    pub(crate) fn upstream(concurrency: usize) -> Self {
+        match concurrency {
+            0 => Self::LeastOfTwo,
+            1..=3 => Self::FirstAvailable,
+            _ => Self::RoundRobin,
         }
-    };
-    (0..count).map(|step| &pods[(first + step) % count]).find(|pod| pod.reserve()).cloned()
+    }
+
+    /// A slot of the pod that the policy prefers, or of the next that has one. `cursor` is where the last round ended.
+    pub(super) fn choose(self, pods: &[Arc<Pod>], cursor: &AtomicUsize) -> Option<Arc<Pod>> {
+        let count = pods.len();
+        let first = match (self, count) {
+            (_, 0) => return None,
+            (_, 1) | (Self::FirstAvailable, _) => 0,
+            (Self::Random, _) => fastrand::usize(..count),
+            (Self::RoundRobin, _) => cursor.load(SeqCst) % count,
+            (Self::LeastOfTwo, _) => {
+                let one = fastrand::usize(..count);
+                let other = (one + 1 + fastrand::usize(..count - 1)) % count;
+                if pods[other].in_flight() < pods[one].in_flight() { other } else { one }
+            }
+        };
+        let index = (0..count).map(|step| (first + step) % count).find(|index| pods[*index].reserve())?;
+        if self == Self::RoundRobin {
+            cursor.store(index + 1, SeqCst);
+        }
+        Some(pods[index].clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_prefer_what_they_say() {
+        let pods: Vec<_> = (1..=3)
+            .map(|port| Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), 2, &Link::default()))
+            .collect();
+        let chosen =
+            |policy: Policy, cursor: &AtomicUsize| policy.choose(&pods, cursor).map(|pod| pod.address().port());
+        let cursor = AtomicUsize::new(0);
+        let round: Vec<_> = (0..3).map(|_| chosen(Policy::RoundRobin, &cursor).expect("free")).collect();
+        assert_eq!(round, [1, 2, 3]);
+        assert_eq!(chosen(Policy::FirstAvailable, &cursor), Some(1));
+        assert_eq!(chosen(Policy::FirstAvailable, &cursor), Some(2));
+        // Only the last has a slot left, whoever chooses.
+        assert_eq!(chosen(Policy::LeastOfTwo, &cursor), Some(3));
+        assert_eq!(chosen(Policy::Random, &cursor), None);
+        pods[1].release();
+        assert_eq!(chosen(Policy::Random, &cursor), Some(2));
+        assert_eq!([0, 3, 4].map(Policy::upstream), [Policy::LeastOfTwo, Policy::FirstAvailable, Policy::RoundRobin]);
+    }
 }

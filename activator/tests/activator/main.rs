@@ -1,6 +1,8 @@
 //! The activator over real sockets, against a Kubernetes API of two kinds and an autoscaler that listens.
 
 mod fakes;
+mod mesh;
+mod tls;
 
 use std::{
     net::SocketAddr,
@@ -33,18 +35,23 @@ struct Setup {
 
 impl Setup {
     async fn new() -> Self {
-        let cluster = Cluster::default();
+        Self::with(Cluster::default(), |_| {}).await
+    }
+
+    async fn with(cluster: Cluster, change: impl FnOnce(&mut Options)) -> Self {
         let autoscaler = Autoscaler::start().await;
         let tasks = Tasks::new();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let options = Options {
+        let mut options = Options {
             listen_http: any,
             listen_h2c: any,
+            listen_tls: any,
             autoscaler_url: autoscaler.url(),
             pod_name: "activator-1".into(),
             metrics: Some(any),
             ..Options::default()
         };
+        change(&mut options);
         let ctx = Context::new(cluster.client(), tasks.clone());
         let activator = activator::run(ctx, options).await.expect("free ports");
         activator.synced().await;
@@ -99,7 +106,7 @@ async fn get_path(address: SocketAddr, path: &str) -> String {
 }
 
 /// Two ways that a request may say the same: plainly, and so that it is taken apart.
-const WAYS: [&str; 2] = ["", "Connection: close\r\n"];
+const WAYS: [&str; 2] = ["Connection: close\r\n", "Connection: close, x-none\r\n"];
 
 async fn get_on(way: &str, address: SocketAddr, path: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("listening");

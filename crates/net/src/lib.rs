@@ -28,7 +28,7 @@ pub use breaker::{Breaker, QueueFull, Slot};
 pub use dial::{DialError, connect};
 pub use drain::{InFlight, InFlightGuard};
 pub use forward::{Outbound, SendFailure, bad_gateway, respond};
-pub use pool::{Pool, PoolOptions, PooledBody, SendError};
+pub use pool::{BoxIo, Io, Pool, PoolOptions, PooledBody, SendError, Wrap};
 pub use prefixed::Prefixed;
 pub use respond::{empty, http_error, text};
 pub use stats::{Report, RequestStats};

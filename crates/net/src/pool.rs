@@ -12,18 +12,23 @@ mod body;
 mod http2;
 
 use std::{
-    fmt,
+    fmt, io,
     net::SocketAddr,
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::Instant,
+};
 
 pub use self::body::PooledBody;
 use self::{body::Lease, http2::Http2};
@@ -41,6 +46,18 @@ pub struct PoolOptions {
     pub title_case: bool,
 }
 
+/// What goes between a connection and HTTP: TLS.
+pub trait Wrap: Send + Sync + fmt::Debug {
+    /// # Errors
+    /// Why there can be no such connection; nothing was sent that matters.
+    fn wrap(&self, stream: TcpStream) -> BoxFuture<'static, io::Result<BoxIo>>;
+}
+
+/// Any connection.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+pub type BoxIo = Box<dyn Io>;
+
 /// Connections to one address. Clones share them.
 #[derive(Clone)]
 pub struct Pool {
@@ -49,9 +66,16 @@ pub struct Pool {
 
 pub(crate) struct Shared {
     address: SocketAddr,
+    wrap: Option<Arc<dyn Wrap>>,
     options: PoolOptions,
     idle: Mutex<IdleStack>,
     http2: Http2,
+}
+
+/// A connection before its first request.
+pub(crate) enum Connection {
+    Plain(TcpStream),
+    Wrapped(BoxIo),
 }
 
 #[derive(Default)]
@@ -102,8 +126,13 @@ impl SendError {
 
 impl Pool {
     pub fn new(address: SocketAddr, options: PoolOptions) -> Self {
+        Self::wrapped(address, options, None)
+    }
+
+    /// With something between its connections and HTTP.
+    pub fn wrapped(address: SocketAddr, options: PoolOptions, wrap: Option<Arc<dyn Wrap>>) -> Self {
         let http2 = Http2::default();
-        Self { shared: Arc::new(Shared { address, options, idle: Mutex::default(), http2 }) }
+        Self { shared: Arc::new(Shared { address, wrap, options, idle: Mutex::default(), http2 }) }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -143,7 +172,7 @@ impl Pool {
     /// # Errors
     /// See [`SendError`].
     pub async fn send_http2(&self, request: Request<RequestBody>) -> Result<Response<PooledBody>, SendError> {
-        self.shared.http2.send(self.shared.address, request).await
+        self.shared.http2.send(&self.shared, request).await
     }
 
     /// Sends on a connection of its own that is not shared afterwards: for upgrades.
@@ -170,13 +199,19 @@ impl Pool {
     }
 
     async fn dial(&self) -> Result<Sender, DialError> {
+        match self.shared.connect().await? {
+            Connection::Plain(stream) => self.handshake(stream).await,
+            Connection::Wrapped(io) => self.handshake(io).await,
+        }
+    }
+
+    async fn handshake(&self, io: impl Io + 'static) -> Result<Sender, DialError> {
         let address = self.shared.address;
-        let io = TokioIo::new(dial::connect(address).await?);
         let (sender, connection) = http1::Builder::new()
             .title_case_headers(self.shared.options.title_case)
-            .handshake(io)
+            .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| DialError::Failed { address, source: std::io::Error::other(error) })?;
+            .map_err(|error| DialError::Failed { address, source: io::Error::other(error) })?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%address, %error, "backend connection ended");
@@ -201,6 +236,23 @@ impl fmt::Debug for Pool {
 // === impl Shared ===
 
 impl Shared {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A new connection, ready for HTTP.
+    pub(crate) async fn connect(&self) -> Result<Connection, DialError> {
+        let stream = dial::connect(self.address).await?;
+        match &self.wrap {
+            None => Ok(Connection::Plain(stream)),
+            Some(wrap) => {
+                let wrapped = wrap.wrap(stream).await;
+                let failed = |source| DialError::Failed { address: self.address, source };
+                wrapped.map(Connection::Wrapped).map_err(failed)
+            }
+        }
+    }
+
     fn checkout(&self) -> Option<Sender> {
         let stack = &mut self.idle.lock().stack;
         let mut index = stack.len();

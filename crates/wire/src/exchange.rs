@@ -18,6 +18,8 @@ const MAX_HEAD: usize = 1 << 20;
 pub struct Begun {
     stream: TcpStream,
     pub answer: Answer,
+    /// The client's connection closes afterwards.
+    last: bool,
     buffer: Buffer,
     /// Of `buffer`, the beginning of the body.
     body: std::ops::Range<usize>,
@@ -173,7 +175,8 @@ impl Client {
                     }
                 }
                 Some(mut answer) => {
-                    if self.member.is_closing() {
+                    let last = plain.last || self.member.is_closing();
+                    if last {
                         out.truncate(out.len() - 2);
                         out.extend_from_slice(b"Connection: close\r\n\r\n");
                     }
@@ -187,7 +190,7 @@ impl Client {
                         body = 0..rest.len();
                     }
                     answer.reusable &= !self.member.is_closing();
-                    return Ok(Begun { stream, answer, buffer, body });
+                    return Ok(Begun { stream, answer, last, buffer, body });
                 }
                 None if seen.len() > MAX_HEAD => {
                     return Err(Failure::broken("server response headers exceeded 1048576 bytes"));
@@ -207,7 +210,7 @@ impl Client {
 
     /// Passes the answer on; its head is in `out`.
     pub async fn relay(&mut self, begun: Begun, backend: &Arc<Backend>, out: &mut Vec<u8>) -> Relayed {
-        let Begun { mut stream, answer, buffer, body: range } = begun;
+        let Begun { mut stream, answer, last, buffer, body: range } = begun;
         let mut body = Body::new(answer.framing);
         let mut relayed = Relayed { keep: false, bytes: 0, broken: false };
         let mut buffer = Some((buffer, range));
@@ -229,7 +232,7 @@ impl Client {
                     if answer.reusable && taken == piece.len() {
                         backend.give_back(stream);
                     }
-                    relayed.keep = !self.member.is_closing();
+                    relayed.keep = !last && !self.member.is_closing();
                     return relayed;
                 }
             }
@@ -251,7 +254,7 @@ impl Client {
             let mut bytes = Buffer::take();
             match self.race(poll_fn(|cx| poll_read(&mut stream, cx, &mut bytes))).await {
                 Ok(Ok(0)) if answer.framing == Framing::Close => {
-                    relayed.keep = self.write([b"0\r\n\r\n", &[], &[]]).await && !self.member.is_closing();
+                    relayed.keep = self.write([b"0\r\n\r\n", &[], &[]]).await && !last && !self.member.is_closing();
                     return relayed;
                 }
                 Ok(Ok(read)) if read > 0 => buffer = Some((bytes, 0..read)),

@@ -22,6 +22,8 @@ pub struct Plain {
     pub bodiless: bool,
     /// May be sent twice.
     pub repeatable: bool,
+    /// The client wants its connection closed afterwards.
+    pub last: bool,
 }
 
 /// What the bytes are that a client has sent.
@@ -41,6 +43,7 @@ pub struct Head<'a> {
     pub path: &'a str,
     pub host: &'a [u8],
     pub body: usize,
+    last: bool,
     /// An activator counts it too.
     pub proxied: bool,
     /// It has a `Forwarded`.
@@ -83,7 +86,7 @@ pub fn request<R>(input: &[u8], rewrite: impl FnOnce(&Head<'_>) -> Option<R>) ->
         return Incoming::Other;
     }
     let repeatable = head.body == 0 && matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE");
-    let plain = Plain { head: length, body: head.body, bodiless: method == "HEAD", repeatable };
+    let plain = Plain { head: length, body: head.body, bodiless: method == "HEAD", repeatable, last: head.last };
     rewrite(&head).map_or(Incoming::Other, |made| Incoming::Plain(plain, made))
 }
 
@@ -98,6 +101,7 @@ impl<'a> Head<'a> {
             path,
             host: &[],
             body: 0,
+            last: false,
             proxied: false,
             forwarded: false,
             revision: None,
@@ -116,7 +120,11 @@ impl<'a> Head<'a> {
                 6 if is(name, "expect") => return None,
                 7 if is(name, "upgrade") || is(name, "trailer") => return None,
                 9 if is(name, "forwarded") => seen.forwarded |= !value.is_empty(),
-                10 if is(name, "connection") && !value.eq_ignore_ascii_case(b"keep-alive") => return None,
+                10 if is(name, "connection") => match value {
+                    close if close.eq_ignore_ascii_case(b"close") => seen.last = true,
+                    keep if keep.eq_ignore_ascii_case(b"keep-alive") => {}
+                    _ => return None,
+                },
                 10 if is(name, "user-agent") => {
                     let agents =
                         [headers::KUBE_PROBE_PREFIX, headers::ACTIVATOR_PROBE_AGENT, headers::AUTOSCALING_PROBE_AGENT];
@@ -202,7 +210,7 @@ mod tests {
             "",
             "Host: a\r\nHost: b\r\n",
             "Host: a\r\nUpgrade: x\r\n",
-            "Host: a\r\nConnection: close\r\n",
+            "Host: a\r\nConnection: close, x-own\r\n",
             "Host: a\r\nTransfer-Encoding: chunked\r\n",
             "Host: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n",
             "Host: a\r\nContent-Length: +0\r\n",
@@ -222,5 +230,10 @@ mod tests {
         }
         assert_eq!(read("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Incoming::Other);
         assert_eq!(read("GET / HTTP/1.1\r\nHo"), Incoming::Partial);
+        let last = |field: &str| match read(&format!("GET / HTTP/1.1\r\nHost: a\r\n{field}\r\n")) {
+            Incoming::Plain(plain, ()) => plain.last,
+            other => panic!("{field}: {other:?}"),
+        };
+        assert_eq!(["", "Connection: keep-alive\r\n", "connection: Close\r\n"].map(last), [false, false, true]);
     }
 }

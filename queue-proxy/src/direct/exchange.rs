@@ -28,25 +28,27 @@ impl Direct {
                 Ok(Err(full)) => {
                     client.consume(plain.head + plain.body);
                     let fields = "X-Content-Type-Options: nosniff\r\nRetry-After: 1\r\n";
-                    return client.reply("503 Service Unavailable", fields, &format!("{full}\n")).await;
+                    let kept = client.reply("503 Service Unavailable", fields, &format!("{full}\n")).await;
+                    return kept && !plain.last;
                 }
                 Err(cut) => {
                     client.consume(plain.head + plain.body);
-                    return client.cut(cut).await;
+                    return client.cut(cut).await && !plain.last;
                 }
             }
         }
         let plain = client.release(plain, None);
         match client.begin(&self.program, plain, &[], &[], out).await {
             Ok(begun) => client.relay(begun, &self.program, out).await.keep,
-            Err(Failure::Cut(cut)) => client.cut(cut).await,
+            Err(Failure::Cut(cut)) => client.cut(cut).await && !plain.last,
             Err(Failure::Client) => false,
             Err(Failure::Backend { message, unsent }) => {
                 tracing::warn!(error = message, "error reverse proxying request");
                 if unsent {
                     client.consume(plain.head + plain.body);
                 }
-                client.reply("502 Bad Gateway", "X-Content-Type-Options: nosniff\r\n", &format!("{message}\n")).await
+                let fields = "X-Content-Type-Options: nosniff\r\n";
+                client.reply("502 Bad Gateway", fields, &format!("{message}\n")).await && !plain.last
             }
         }
     }

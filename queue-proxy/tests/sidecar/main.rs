@@ -87,7 +87,7 @@ async fn raw(address: SocketAddr, request: &str) -> String {
 enum Way {
     /// A plain request.
     Short,
-    /// The same with `Connection: close`, which is not plain.
+    /// The same with a `Connection` header that names more, which is not plain.
     Full,
 }
 
@@ -96,7 +96,7 @@ const BOTH: [Way; 2] = [Way::Short, Way::Full];
 async fn get(way: Way, address: SocketAddr, headers: &str) -> String {
     let head = format!("GET / HTTP/1.1\r\nHost: hello.example.com\r\n{headers}");
     match way {
-        Way::Full => raw(address, &format!("{head}Connection: close\r\n\r\n")).await,
+        Way::Full => raw(address, &format!("{head}Connection: close, x-none\r\n\r\n")).await,
         Way::Short => {
             let mut stream = TcpStream::connect(address).await.expect("listening");
             stream.write_all(format!("{head}\r\n").as_bytes()).await.expect("sent");

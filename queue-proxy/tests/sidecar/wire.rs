@@ -158,7 +158,7 @@ async fn every_framing_of_an_answer_arrives_whole() {
         for way in BOTH {
             let mut answer = String::new();
             let mut stream = TcpStream::connect(proxy.serving_address()).await.expect("listening");
-            let close = if matches!(way, Way::Full) { "Connection: close\r\n" } else { "" };
+            let close = if matches!(way, Way::Full) { "Connection: close, x-none\r\n" } else { "" };
             stream.write_all(format!("GET / HTTP/1.1\r\nHost: a\r\n{close}\r\n").as_bytes()).await.expect("sent");
             let ended = |answer: &str| {
                 let (head, rest) = answer.split_once("\r\n\r\n")?;
@@ -260,7 +260,7 @@ async fn clients_that_reset_end_the_work_in_every_phase() {
         .await;
         let proxy = start(Config { container_concurrency: 1, ..config(port) }).await;
         for (round, path) in [(1, "/waiting"), (2, "/started")] {
-            let close = if matches!(way, Way::Full) { "Connection: close\r\n" } else { "" };
+            let close = if matches!(way, Way::Full) { "Connection: close, x-none\r\n" } else { "" };
             let mut stream = TcpStream::connect(proxy.serving_address()).await.expect("listening");
             let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n{close}\r\n");
             stream.write_all(request.as_bytes()).await.expect("sent");

@@ -1,4 +1,4 @@
-//! A Kubernetes API that lists and watches, and nothing else.
+//! A Kubernetes API that gets, lists and watches, and nothing else.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -15,7 +16,7 @@ const ENDPOINTS: &str = "/api/v1/endpoints";
 /// Every change there was, in order; an object's version is its place in it.
 #[derive(Clone)]
 pub(crate) struct Cluster {
-    log: Arc<watch::Sender<Vec<(&'static str, Value)>>>,
+    log: Arc<watch::Sender<Vec<(String, Value)>>>,
 }
 
 impl Default for Cluster {
@@ -69,45 +70,81 @@ impl Cluster {
         );
     }
 
-    fn apply(&self, path: &'static str, mut object: Value) {
+    /// The private Service of a revision, in front of its pods.
+    pub(crate) fn service(&self, revision: &str, address: SocketAddr) {
+        let name = format!("{revision}-private");
+        self.apply(
+            "/api/v1/namespaces/default/services",
+            json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "default", "name": name},
+                "spec": {"clusterIP": address.ip().to_string(), "ports": [{"name": "http", "port": address.port()}]},
+            }),
+        );
+    }
+
+    /// The certificate of the installation's own servers, and the authority behind it.
+    pub(crate) fn certificates(&self, certificate: &str, key: &str, authority: &str) {
+        let data = json!({"tls.crt": certificate, "tls.key": key, "ca.crt": authority});
+        let encoded: serde_json::Map<_, _> = data
+            .as_object()
+            .expect("an object")
+            .iter()
+            .map(|(name, pem)| (name.clone(), json!(ByteString(pem.as_str().expect("text").as_bytes().to_vec()))))
+            .collect();
+        self.apply(
+            "/api/v1/namespaces/knative-serving/secrets",
+            json!({
+                "apiVersion": "v1", "kind": "Secret",
+                "metadata": {"namespace": "knative-serving", "name": "routing-serving-certs"}, "data": encoded,
+            }),
+        );
+    }
+
+    fn apply(&self, path: &str, mut object: Value) {
         self.log.send_modify(|log| {
             object["metadata"]["resourceVersion"] = json!((log.len() + 1).to_string());
-            log.push((path, object));
+            log.push((path.to_owned(), object));
         });
     }
 
     fn answer(&self, uri: &http::Uri) -> Response<Body> {
-        let path = if uri.path() == REVISIONS { REVISIONS } else { ENDPOINTS };
+        let path = uri.path().to_owned();
         let query = uri.query().unwrap_or_default();
         let log = self.log.borrow().clone();
+        if let Some((collection, name)) = path.rsplit_once('/')
+            && let Some(object) = latest(&log, collection).iter().find(|object| object["metadata"]["name"] == name)
+        {
+            return Response::new(Full::new(Bytes::from(object.to_string())).boxed_unsync());
+        }
         if !query.contains("watch=") {
             let list = json!({
                 "apiVersion": "v1", "kind": "List",
                 "metadata": {"resourceVersion": log.len().to_string()},
-                "items": latest(&log, path),
+                "items": latest(&log, &path),
             });
             return Response::new(Full::new(Bytes::from(list.to_string())).boxed_unsync());
         }
         let version = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
         let seen: usize = version.and_then(|version| version.parse().ok()).unwrap_or(0);
-        let events = futures::stream::unfold((self.log.subscribe(), seen), move |(mut changes, seen)| async move {
-            loop {
-                let next = changes.borrow_and_update().get(seen..).and_then(|new| new.first().cloned());
-                match next {
-                    Some((of, object)) if of == path => {
-                        let line = json!({"type": "MODIFIED", "object": object}).to_string() + "\n";
-                        return Some((Ok(Frame::data(Bytes::from(line))), (changes, seen + 1)));
+        let events =
+            futures::stream::unfold((self.log.subscribe(), seen, path), move |(mut changes, seen, path)| async move {
+                loop {
+                    let next = changes.borrow_and_update().get(seen..).and_then(|new| new.first().cloned());
+                    match next {
+                        Some((of, object)) if of == path => {
+                            let line = json!({"type": "MODIFIED", "object": object}).to_string() + "\n";
+                            return Some((Ok(Frame::data(Bytes::from(line))), (changes, seen + 1, path)));
+                        }
+                        Some(_) => return Some((Ok(Frame::data(Bytes::new())), (changes, seen + 1, path))),
+                        None => changes.changed().await.ok()?,
                     }
-                    Some(_) => return Some((Ok(Frame::data(Bytes::new())), (changes, seen + 1))),
-                    None => changes.changed().await.ok()?,
                 }
-            }
-        });
+            });
         Response::new(StreamBody::new(events).boxed_unsync())
     }
 }
 
-fn latest(log: &[(&'static str, Value)], path: &str) -> Vec<Value> {
+fn latest(log: &[(String, Value)], path: &str) -> Vec<Value> {
     let mut by_name = std::collections::BTreeMap::new();
     for (_, object) in log.iter().filter(|(of, _)| *of == path) {
         by_name.insert(object["metadata"]["name"].to_string(), object.clone());

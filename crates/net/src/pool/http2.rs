@@ -12,12 +12,13 @@ use http::{Request, Response};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    SendError,
+    Connection as Io, SendError, Shared,
     body::{Lease, PooledBody},
 };
-use crate::{DialError, RequestBody, dial};
+use crate::{DialError, RequestBody};
 
 /// Streams on one connection before another is opened: what servers commonly allow.
 const STREAMS: usize = 100;
@@ -44,10 +45,10 @@ pub(crate) struct StreamGuard(Arc<AtomicUsize>);
 impl Http2 {
     pub(crate) async fn send(
         &self,
-        address: SocketAddr,
+        shared: &Shared,
         request: Request<RequestBody>,
     ) -> Result<Response<PooledBody>, SendError> {
-        let (mut sender, stream) = match self.stream(address).await {
+        let (mut sender, stream) = match self.stream(shared).await {
             Ok(stream) => stream,
             Err(error) => return Err(SendError::Dial { error, request: Box::new(request) }),
         };
@@ -63,7 +64,7 @@ impl Http2 {
         }
     }
 
-    async fn stream(&self, address: SocketAddr) -> Result<(http2::SendRequest<RequestBody>, StreamGuard), DialError> {
+    async fn stream(&self, shared: &Shared) -> Result<(http2::SendRequest<RequestBody>, StreamGuard), DialError> {
         if let Some(stream) = self.existing() {
             return Ok(stream);
         }
@@ -71,18 +72,10 @@ impl Http2 {
         if let Some(stream) = self.existing() {
             return Ok(stream);
         }
-        let io = TokioIo::new(dial::connect(address).await?);
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(io)
-            .await
-            .map_err(|error| DialError::Failed { address, source: std::io::Error::other(error) })?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%address, %error, "backend HTTP/2 connection ended");
-            }
-        });
+        let sender = match shared.connect().await? {
+            Io::Plain(stream) => handshake(stream, shared.address()).await?,
+            Io::Wrapped(io) => handshake(io, shared.address()).await?,
+        };
         let streams = Arc::new(AtomicUsize::new(1));
         let guard = StreamGuard(streams.clone());
         self.connections.lock().push(Connection { sender: sender.clone(), streams });
@@ -96,6 +89,24 @@ impl Http2 {
         free.streams.fetch_add(1, Ordering::Relaxed);
         Some((free.sender.clone(), StreamGuard(free.streams.clone())))
     }
+}
+
+async fn handshake(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    address: SocketAddr,
+) -> Result<http2::SendRequest<RequestBody>, DialError> {
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|error| DialError::Failed { address, source: std::io::Error::other(error) })?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%address, %error, "backend HTTP/2 connection ended");
+        }
+    });
+    Ok(sender)
 }
 
 // === impl StreamGuard ===
