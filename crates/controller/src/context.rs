@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::sync::OnceCell;
 
-use crate::{Cache, Tasks};
+use crate::{Cache, Tasks, queue::Queues};
 
 /// Client, task group and names that every role needs. A role never knows whether the client speaks to a cluster or to
 /// the embedded API.
@@ -17,6 +17,8 @@ pub struct Context {
     pub system_namespace: String,
     /// DNS suffix of the cluster, `cluster.local` by default.
     pub cluster_domain: String,
+    /// For whoever shows what controllers do.
+    pub queues: Queues,
     config_maps: Arc<OnceCell<Cache<ConfigMap>>>,
 }
 
@@ -29,6 +31,7 @@ impl Context {
             tasks,
             system_namespace: "knative-serving".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            queues: Queues::default(),
             config_maps: Arc::default(),
         }
     }

@@ -11,6 +11,7 @@ use std::fmt::{Debug, Display};
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -36,7 +37,21 @@ pub struct Queue<K = ObjectKey> {
 struct Shared<K> {
     state: Mutex<State<K>>,
     wake: Notify,
+    adds: AtomicU64,
+    retries: AtomicU64,
 }
+
+/// What a queue has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    pub depth: u64,
+    pub adds: u64,
+    pub retries: u64,
+}
+
+/// The queues of a process by the names of their controllers. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Queues(Arc<Mutex<Vec<(&'static str, Queue)>>>);
 
 #[derive(Debug)]
 struct State<K> {
@@ -76,11 +91,13 @@ impl<K: Key> Queue<K> {
             due: HashMap::new(),
             failures: HashMap::new(),
         };
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), wake: Notify::new() }) }
+        let (adds, retries) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), wake: Notify::new(), adds, retries }) }
     }
 
     /// Puts `key` in the fast lane unless it is waiting already.
     pub fn add(&self, key: K) {
+        self.shared.adds.fetch_add(1, Relaxed);
         if self.shared.state.lock().add(key, false) {
             self.shared.wake.notify_one();
         }
@@ -88,6 +105,7 @@ impl<K: Key> Queue<K> {
 
     /// For resyncs of everything: handled when nothing else waits.
     pub fn add_slow(&self, key: K) {
+        self.shared.adds.fetch_add(1, Relaxed);
         if self.shared.state.lock().add(key, true) {
             self.shared.wake.notify_one();
         }
@@ -112,6 +130,7 @@ impl<K: Key> Queue<K> {
 
     /// Adds `key` after its own back-off.
     pub fn add_rate_limited(&self, key: K) {
+        self.shared.retries.fetch_add(1, Relaxed);
         let delay = {
             let mut state = self.shared.state.lock();
             let failures = state.failures.entry(key.clone()).or_default();
@@ -135,6 +154,11 @@ impl<K: Key> Queue<K> {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    pub fn figures(&self) -> Figures {
+        let depth = u64::try_from(self.len()).unwrap_or(u64::MAX);
+        Figures { depth, adds: self.shared.adds.load(Relaxed), retries: self.shared.retries.load(Relaxed) }
     }
 
     /// Starts `workers` loops that handle keys until the task group is cancelled. A handler is dropped at its await
@@ -206,6 +230,18 @@ impl<K: Key> Queue<K> {
             }
             Err(Error::Conflict(_) | Error::Retry(_)) => self.add_rate_limited(key),
         }
+    }
+}
+
+// === impl Queues ===
+
+impl Queues {
+    pub(crate) fn add(&self, name: &'static str, queue: &Queue) {
+        self.0.lock().push((name, queue.clone()));
+    }
+
+    pub fn figures(&self) -> Vec<(&'static str, Figures)> {
+        self.0.lock().iter().map(|(name, queue)| (*name, queue.figures())).collect()
     }
 }
 

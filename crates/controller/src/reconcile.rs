@@ -93,6 +93,7 @@ pub fn drive<R: Reconcile>(
     recorder: &Recorder,
     workers: usize,
 ) {
+    ctx.queues.add(R::NAME, queue);
     let shell =
         Arc::new(Shell { client: ctx.client.clone(), cache: cache.clone(), recorder: recorder.clone(), reconciler });
     queue.run(&ctx.tasks, R::NAME, workers, move |key| {
