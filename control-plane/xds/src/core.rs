@@ -119,6 +119,11 @@ impl Core {
         self.streams.get_mut(&id)?.next(&mut self.cache)
     }
 
+    /// Streams that have asked for listeners.
+    pub fn gateways(&self) -> Vec<StreamId> {
+        self.streams.iter().filter(|(_, stream)| stream.is_gateway()).map(|(id, _)| *id).collect()
+    }
+
     /// Streams that may have something to send.
     pub fn ready(&self) -> impl Iterator<Item = StreamId> + '_ {
         self.streams.iter().filter(|(_, stream)| stream.has_work()).map(|(id, _)| *id)

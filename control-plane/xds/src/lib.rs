@@ -12,5 +12,5 @@ mod wire;
 pub use crate::{
     core::{Change, Event, Settled},
     resource::{Kind, Name, Resource, Version},
-    server::{Error, Server, Xds},
+    server::{Error, Node, Server, Views, Xds},
 };

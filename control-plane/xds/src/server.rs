@@ -6,7 +6,14 @@
 mod codec;
 mod service;
 
-use std::{collections::HashMap, fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -26,11 +33,35 @@ pub struct Xds(Arc<Shared>);
 
 struct Shared {
     core: Mutex<Core>,
-    wake: Mutex<HashMap<StreamId, Arc<Notify>>>,
+    streams: Mutex<HashMap<StreamId, Client>>,
     settled: watch::Sender<Settled>,
     events: mpsc::UnboundedSender<Event>,
-    /// Streams end when this turns true.
-    closing: watch::Sender<bool>,
+}
+
+struct Client {
+    wake: Arc<Notify>,
+    peer: Option<IpAddr>,
+}
+
+/// Who asks: what a gateway says about itself in its first message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    pub id: String,
+    pub cluster: String,
+    /// The texts among its metadata.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Which view of the world a gateway gets. All streams of one [`Xds`] are told the same.
+pub trait Views: Send + Sync + 'static {
+    fn view(&self, node: &Node) -> Xds;
+}
+
+/// What the services share: the views, and the sign that streams must end.
+#[derive(Clone)]
+struct Door {
+    views: Arc<dyn Views>,
+    closing: watch::Receiver<bool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +83,7 @@ struct Connection {
     xds: Xds,
     id: StreamId,
     notify: Arc<Notify>,
+    peer: Option<IpAddr>,
 }
 
 /// As upstream: a gateway may ping this often, and one that does not answer is gone.
@@ -66,10 +98,9 @@ impl Xds {
         let (events, receiver) = mpsc::unbounded_channel();
         let shared = Shared {
             core: Mutex::new(Core::new(host_discovery)),
-            wake: Mutex::default(),
+            streams: Mutex::default(),
             settled: watch::Sender::new(Settled::default()),
             events,
-            closing: watch::Sender::new(false),
         };
         (Xds(Arc::new(shared)), receiver)
     }
@@ -104,9 +135,9 @@ impl Xds {
             // Nobody listens any more: the owner is shutting down.
             let _ = self.0.events.send(event);
         }
-        let wake = self.0.wake.lock();
-        for notify in ready.iter().filter_map(|id| wake.get(id)) {
-            notify.notify_one();
+        let streams = self.0.streams.lock();
+        for client in ready.iter().filter_map(|id| streams.get(id)) {
+            client.wake.notify_one();
         }
         result
     }
@@ -117,17 +148,31 @@ impl Xds {
         self.0.settled.send_if_modified(|now| std::mem::replace(now, settled) != settled);
     }
 
-    fn connect(&self, protocol: Protocol) -> Connection {
+    /// The addresses of the gateways whose acknowledgements [`Xds::settled`] is made of.
+    pub fn peers(&self) -> BTreeSet<IpAddr> {
+        let gateways = self.0.core.lock().gateways();
+        let streams = self.0.streams.lock();
+        gateways.iter().filter_map(|id| streams.get(id)?.peer).collect()
+    }
+
+    fn connect(&self, protocol: Protocol, peer: Option<SocketAddr>) -> Connection {
         let id = self.0.core.lock().open(protocol);
         let notify = Arc::new(Notify::new());
-        self.0.wake.lock().insert(id, notify.clone());
-        Connection { xds: self.clone(), id, notify }
+        let peer = peer.map(|peer| peer.ip().to_canonical());
+        self.0.streams.lock().insert(id, Client { wake: notify.clone(), peer });
+        Connection { xds: self.clone(), id, notify, peer }
     }
 }
 
 impl fmt::Debug for Xds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Xds").field("settled", &*self.0.settled.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Views for Xds {
+    fn view(&self, _: &Node) -> Xds {
+        self.clone()
     }
 }
 
@@ -145,19 +190,22 @@ impl Server {
     }
 
     /// Serves until `shutdown` resolves; open streams are then ended at once (gateways keep their configuration and
-    /// reconnect). Dropping the future before leaves open connections to their tasks.
-    pub async fn run(self, xds: Xds, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+    /// reconnect). Dropping the future before leaves open connections to their tasks. An [`Xds`] is the view of every
+    /// gateway.
+    pub async fn run(self, views: impl Views, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
         let address = self.address;
         let server = tonic::transport::Server::builder()
             .max_concurrent_streams(1_000_000)
             .tcp_nodelay(true)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+        let (close, closing) = watch::channel(false);
+        let door = Door { views: Arc::new(views), closing };
         let closing = async {
             shutdown.await;
-            xds.0.closing.send_replace(true);
+            close.send_replace(true);
         };
-        service::register(server, &xds)
+        service::register(server, &door)
             .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), closing)
             .await
             .map_err(|source| Error::Serve { address, source })
@@ -167,6 +215,11 @@ impl Server {
 // === impl Connection ===
 
 impl Connection {
+    /// Names the client where there may be many with the same node id.
+    fn name(&self, node: &str) -> String {
+        self.peer.map_or_else(|| node.to_owned(), |peer| format!("{node} at {peer}"))
+    }
+
     /// Looking for something to send also finds out what needs no sending, which may settle a revision.
     fn next(&self) -> Option<Response> {
         let mut core = self.xds.0.core.lock();
@@ -178,7 +231,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.xds.0.wake.lock().remove(&self.id);
+        self.xds.0.streams.lock().remove(&self.id);
         self.xds.with(|core| core.close(self.id));
         tracing::debug!(stream = self.id, "xDS stream closed");
     }

@@ -370,10 +370,11 @@ impl Stream {
             let sub = &mut self.subs[kind as usize];
             match item.offer {
                 Some(offer) => {
-                    if cache.accept(&offer) {
+                    let refused_here = sub.refused.remove(&item.name).is_some();
+                    let newest = cache.get(kind, &item.name).map(|entry| entry.current().version);
+                    if cache.accept(&offer) || (refused_here && newest == Some(offer.version)) {
                         events.push(Event::Recovered { kind: offer.kind, name: offer.name.clone() });
                     }
-                    sub.refused.remove(&item.name);
                     if kind == Kind::Cluster {
                         self.retry_hosts_of(&offer.name, item.first, cache);
                     }
@@ -431,7 +432,9 @@ impl Stream {
             let clusters = &self.subs[Kind::Cluster as usize];
             let mut needed = offer.requires.iter().filter(|(child, _)| *child == Kind::Cluster);
             if needed.all(|(_, name)| clusters.held.contains_key(name)) {
-                cache.reject(kind, &item.name, offer.version);
+                if !subscription::is_local(&message) {
+                    cache.reject(kind, &item.name, offer.version);
+                }
                 events.push(Event::Rejected {
                     kind: offer.kind,
                     name: item.name.clone(),

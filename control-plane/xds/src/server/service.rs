@@ -4,11 +4,18 @@
 use std::{
     convert::Infallible,
     future::{Ready, ready},
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3 as envoy_core,
+        service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
+    },
+    google::protobuf::value,
+};
 use futures::{Stream, stream};
 use tonic::{
     Request, Status, Streaming,
@@ -18,7 +25,7 @@ use tonic::{
 };
 
 use super::{
-    Connection, Xds,
+    Connection, Door, Node,
     codec::{Discovery, Raw},
 };
 use crate::{
@@ -31,7 +38,7 @@ macro_rules! services {
     ($($service:ident = $name:literal, $kind:expr;)*) => {
         $(
             #[derive(Clone)]
-            struct $service(Xds);
+            struct $service(Door);
 
             impl NamedService for $service {
                 const NAME: &'static str = $name;
@@ -52,8 +59,8 @@ macro_rules! services {
             }
         )*
 
-        pub(super) fn register(mut server: tonic::transport::Server, xds: &Xds) -> tonic::transport::server::Router {
-            server.add_service(Health)$(.add_service($service(xds.clone())))*
+        pub(super) fn register(mut server: tonic::transport::Server, door: &Door) -> tonic::transport::server::Router {
+            server.add_service(Health)$(.add_service($service(door.clone())))*
         }
     };
 }
@@ -69,24 +76,34 @@ services! {
 
 type Responses = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
 
-async fn serve(xds: Xds, kind: Option<Kind>, request: http::Request<Body>) -> http::Response<Body> {
+async fn serve(door: Door, kind: Option<Kind>, request: http::Request<Body>) -> http::Response<Body> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default();
     if method.starts_with("Delta") {
-        Grpc::new(Discovery::<DeltaDiscoveryRequest>::default()).streaming(Handler { xds, kind }, request).await
+        Grpc::new(Discovery::<DeltaDiscoveryRequest>::default()).streaming(Handler { door, kind }, request).await
     } else if method.starts_with("Stream") {
-        Grpc::new(Discovery::<DiscoveryRequest>::default()).streaming(Handler { xds, kind }, request).await
+        Grpc::new(Discovery::<DiscoveryRequest>::default()).streaming(Handler { door, kind }, request).await
     } else {
         Status::unimplemented("only streams are served").into_http()
     }
 }
 
 struct Handler {
-    xds: Xds,
+    door: Door,
+    kind: Option<Kind>,
+}
+
+/// One stream, before and after its first message has said whose it is.
+struct Session<R> {
+    door: Door,
+    peer: Option<SocketAddr>,
+    connection: Option<Connection>,
+    requests: Streaming<R>,
     kind: Option<Kind>,
 }
 
 trait Incoming: Send + 'static {
     const PROTOCOL: Protocol;
+    fn node(&self) -> Option<&envoy_core::Node>;
     fn apply(self, connection: &Connection, kind: Option<Kind>) -> Result<(), Status>;
 }
 
@@ -96,28 +113,66 @@ impl<R: Incoming> StreamingService<R> for Handler {
     type Future = Ready<Result<tonic::Response<Responses>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<R>>) -> Self::Future {
-        let connection = self.xds.connect(R::PROTOCOL);
-        tracing::debug!(stream = connection.id, peer = ?request.remote_addr(), protocol = ?R::PROTOCOL, "xDS stream");
-        let state = (connection, request.into_inner(), self.kind, self.xds.0.closing.subscribe());
-        let responses = stream::try_unfold(state, |(connection, mut requests, kind, mut closing)| async move {
-            loop {
-                if let Some(response) = connection.next() {
-                    tracing::trace!(stream = connection.id, kind = %response.kind, nonce = response.nonce,
-                        resources = response.resources.len(), removed = response.removed.len(), "xDS response");
-                    return Ok(Some((response, (connection, requests, kind, closing))));
-                }
-                tokio::select! {
-                    request = requests.message() => match request? {
-                        Some(request) => R::apply(request, &connection, kind)?,
-                        None => return Ok(None),
-                    },
-                    () = connection.notify.notified() => {}
-                    Ok(()) = closing.changed() => return Ok(None),
-                }
-            }
+        let peer = request.remote_addr();
+        let session = Session {
+            door: self.door.clone(),
+            peer,
+            connection: None,
+            requests: request.into_inner(),
+            kind: self.kind,
+        };
+        let responses = stream::try_unfold(session, |mut session| async move {
+            let response = session.next().await?;
+            Ok(response.map(|response| (response, session)))
         });
         ready(Ok(tonic::Response::new(Box::pin(responses))))
     }
+}
+
+// === impl Session ===
+
+impl<R: Incoming> Session<R> {
+    /// The next response; `None` when the client has ended the stream or we must.
+    async fn next(&mut self) -> Result<Option<Response>, Status> {
+        loop {
+            if let Some(connection) = &self.connection
+                && let Some(response) = connection.next()
+            {
+                tracing::trace!(stream = connection.id, kind = %response.kind, nonce = response.nonce,
+                    resources = response.resources.len(), removed = response.removed.len(), "xDS response");
+                return Ok(Some(response));
+            }
+            let work = async {
+                match &self.connection {
+                    Some(connection) => connection.notify.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let request = tokio::select! {
+                request = self.requests.message() => request?,
+                () = work => continue,
+                _ = self.door.closing.wait_for(|closing| *closing) => None,
+            };
+            let Some(request) = request else { return Ok(None) };
+            let (door, peer) = (&self.door, self.peer);
+            let connection = self.connection.get_or_insert_with(|| {
+                let node = request.node().map(node).unwrap_or_default();
+                let connection = door.views.view(&node).connect(R::PROTOCOL, peer);
+                tracing::debug!(stream = connection.id, ?peer, protocol = ?R::PROTOCOL, node = node.id, "xDS stream");
+                connection
+            });
+            request.apply(connection, self.kind)?;
+        }
+    }
+}
+
+fn node(node: &envoy_core::Node) -> Node {
+    let fields = node.metadata.iter().flat_map(|metadata| &metadata.fields);
+    let texts = fields.filter_map(|(name, value)| match &value.kind {
+        Some(value::Kind::StringValue(text)) => Some((name.clone(), text.clone())),
+        _ => None,
+    });
+    Node { id: node.id.clone(), cluster: node.cluster.clone(), metadata: texts.collect() }
 }
 
 fn kind_of(url: &str, implied: Option<Kind>) -> Result<Option<Kind>, Status> {
@@ -138,6 +193,10 @@ fn kind_of(url: &str, implied: Option<Kind>) -> Result<Option<Kind>, Status> {
 impl Incoming for DeltaDiscoveryRequest {
     const PROTOCOL: Protocol = Protocol::Delta;
 
+    fn node(&self) -> Option<&envoy_core::Node> {
+        self.node.as_ref()
+    }
+
     fn apply(self, connection: &Connection, implied: Option<Kind>) -> Result<(), Status> {
         let Some(kind) = kind_of(&self.type_url, implied)? else { return Ok(()) };
         let request = DeltaRequest {
@@ -150,7 +209,7 @@ impl Incoming for DeltaDiscoveryRequest {
         };
         connection.xds.with(|core| {
             if let Some(node) = self.node {
-                core.set_node(connection.id, &node.id);
+                core.set_node(connection.id, &connection.name(&node.id));
             }
             core.delta(connection.id, request);
         });
@@ -161,13 +220,17 @@ impl Incoming for DeltaDiscoveryRequest {
 impl Incoming for DiscoveryRequest {
     const PROTOCOL: Protocol = Protocol::World;
 
+    fn node(&self) -> Option<&envoy_core::Node> {
+        self.node.as_ref()
+    }
+
     fn apply(self, connection: &Connection, implied: Option<Kind>) -> Result<(), Status> {
         let Some(kind) = kind_of(&self.type_url, implied)? else { return Ok(()) };
         let error = self.error_detail.map(|status| status.message);
         let request = WorldRequest { kind, names: self.resource_names, nonce: self.response_nonce, error };
         connection.xds.with(|core| {
             if let Some(node) = self.node {
-                core.set_node(connection.id, &node.id);
+                core.set_node(connection.id, &connection.name(&node.id));
             }
             core.world(connection.id, request);
         });

@@ -177,6 +177,11 @@ pub(super) fn mentions(message: &str, name: &str) -> bool {
     })
 }
 
+/// Whether a refusal is about the client's machine and not about the resource: others may have it.
+pub(super) fn is_local(message: &str) -> bool {
+    message.contains("cannot bind") || message.contains("failed to bind")
+}
+
 /// Envoy dumps the refused message before it says what is wrong with it.
 pub(super) fn shorten(message: &str) -> String {
     const LIMIT: usize = 1000;
