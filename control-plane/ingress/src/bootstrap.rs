@@ -3,7 +3,7 @@
 //! Upstream's bootstrap asks for the state of the world; this one asks for delta. Node id, the admin cluster
 //! `service_stats` and the xDS cluster `xds_cluster` have upstream's names.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde_json::{Value, json};
 
@@ -19,6 +19,10 @@ pub struct Bootstrap {
     /// The control plane's xDS address.
     pub xds: SocketAddr,
     pub admin: Admin,
+    /// What the control plane chooses the gateway's fleet by; upstream's id by default.
+    pub node_id: String,
+    /// Likewise, under `metadata`.
+    pub node_metadata: BTreeMap<String, String>,
     /// Upstream's protocol (state of the world) instead of delta.
     pub state_of_the_world: bool,
     /// Keep statistics of every cluster: useful with many gateways, megabytes with many services.
@@ -36,7 +40,16 @@ const NODE_CLUSTER: &str = "kourier-knative";
 
 impl Bootstrap {
     pub fn new(xds: SocketAddr, admin: Admin) -> Self {
-        Bootstrap { xds, admin, state_of_the_world: false, cluster_stats: false, concurrency: 2, drain_seconds: 15 }
+        Bootstrap {
+            xds,
+            admin,
+            node_id: NODE_ID.to_owned(),
+            node_metadata: BTreeMap::new(),
+            state_of_the_world: false,
+            cluster_stats: false,
+            concurrency: 2,
+            drain_seconds: 15,
+        }
     }
 
     /// The file for `envoy -c`. It is JSON; Envoy reads it under a name that ends in `.json` or `.yaml`.
@@ -55,7 +68,7 @@ impl Bootstrap {
             }
         });
         let mut bootstrap = json!({
-            "node": {"id": NODE_ID, "cluster": NODE_CLUSTER},
+            "node": {"id": self.node_id, "cluster": NODE_CLUSTER, "metadata": self.node_metadata},
             "admin": {"address": admin},
             "dynamic_resources": {
                 "ads_config": {

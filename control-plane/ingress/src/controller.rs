@@ -2,36 +2,35 @@
 //!
 //! Translation happens in the event handlers, so every replica serves the same configuration without waiting for API
 //! writes; the reconcile loop only adds the finalizer and writes the status. An Ingress is Ready when every connected
-//! gateway has acknowledged its resources, which replaces upstream's probing over the network.
+//! gateway has acknowledged its resources; gateways that are connected to another replica are probed.
+//!
+//! Every fleet of gateways has a [`World`] of its own, with what it carries; see [`crate::fleets`].
 
+mod caches;
 mod reconcile;
+mod view;
 
 use futures::future::BoxFuture;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use api::{
     config::{self, LeaderElection, Network},
     networking::v1alpha1::Ingress,
 };
 use controller::{Cache, Change, Config, Context, Election, Leadership, ObjectKey, Queue, Recorder};
-use k8s_openapi::api::{
-    core::v1::{ConfigMap, Secret, Service},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
-use parking_lot::Mutex;
-use xds::{Server, Xds};
+use xds::{Event, Server, Xds};
 
-use self::reconcile::{Reconciler, Waiting};
+use self::{
+    caches::{Caches, is_trust_bundle, service_of},
+    reconcile::Reconciler,
+    view::{View, Views},
+};
 use crate::{
     options::{Options, Settings},
+    probe::Prober,
     settings::Values,
-    world::{Objects, World, is_ours},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -43,27 +42,34 @@ pub enum Error {
 }
 
 /// The running role. It stops with the task group it was started in.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Handle {
     /// Where gateways connect.
     pub xds_address: SocketAddr,
-    /// What gateways have in force.
+    /// What gateways have in force: those that no fleet of [`Options::fleets`] names.
     pub xds: Xds,
+    views: Views,
 }
 
-type Shared = Arc<Mutex<World<Caches>>>;
-
-struct Caches {
-    services: Cache<Service>,
-    slices: Cache<EndpointSlice>,
-    secrets: Cache<Secret>,
-    config_maps: Cache<ConfigMap>,
+/// How a fleet of gateways is.
+#[derive(Debug, Clone, Copy)]
+pub struct FleetFigures<'a> {
+    pub name: &'a str,
+    /// Connected to this replica.
+    pub gateways: u64,
+    pub ingresses: u64,
+    /// Resources of which a gateway refused the newest version.
+    pub refused: u64,
 }
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const BY_SERVICE: &str = "service";
-const TRUST_BUNDLE: &str = "networking.knative.dev/trust-bundle";
-const CERTIFICATE_UID: &str = "networking.internal.knative.dev/certificate-uid";
+// === impl Handle ===
+
+impl Handle {
+    pub fn fleets(&self) -> impl Iterator<Item = FleetFigures<'_>> {
+        self.views.iter().map(|view| view.figures())
+    }
+}
+
 const LEASE: &str = "net-kourier-controller.knative.dev.net-kourier.pkg.reconciler.ingress.reconciler";
 
 /// Starts the role: waits for the caches, translates what there is, and only then opens the xDS port, so that a gateway
@@ -80,50 +86,46 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let kourier = follow(&ctx, config::names::KOURIER, Values::parse, options.config_wait).await?;
     let network = follow(&ctx, config::names::NETWORK, Network::parse, options.config_wait).await?;
     let config_maps = ctx.config_maps().await;
-    let (xds, mut events) = Xds::new(options.host_discovery);
     let ingresses = Cache::<Ingress>::builder().start(&ctx);
-    let services = Cache::<Service>::builder().transform(strip_service).start(&ctx);
-    let slices = Cache::<EndpointSlice>::builder()
-        .label_selector(SERVICE_NAME)
-        .index(BY_SERVICE, |slice| service_of(slice).map(|key| key.to_string()).into_iter().collect())
-        .transform(strip_slice)
-        .start(&ctx);
-    let secrets = Cache::<Secret>::builder().transform(strip_secret);
-    let secrets = if options.labelled_secrets { secrets.label_selector(CERTIFICATE_UID) } else { secrets };
-    let secrets = secrets.start(&ctx);
-    tokio::join!(ingresses.synced(), services.synced(), slices.synced(), secrets.synced());
+    let caches = Caches::start(&ctx, &options, config_maps.clone());
+    let settings = kourier.load().over(&options, &network.load());
+    caches.follow(&ctx, &options, &settings);
+    tokio::join!(ingresses.synced(), caches.synced());
 
-    let caches = Caches {
-        services: services.clone(),
-        slices: slices.clone(),
-        secrets: secrets.clone(),
-        config_maps: config_maps.clone(),
-    };
-    let mut world = World::new(caches, xds.clone(), &options);
-    world.configure(kourier.load().over(&options, &network.load()));
-    let world: Shared = Arc::new(Mutex::new(world));
+    let (views, events) = Views::new(&caches, &options, &settings);
     let queue = Queue::new();
-    let role = Role { world, ingresses: ingresses.clone(), queue: queue.clone() };
+    let recorder = Recorder::new(&ctx, <Reconciler as controller::Reconcile>::NAME);
+    let role = Role {
+        views: views.clone(),
+        ingresses: ingresses.clone(),
+        queue: queue.clone(),
+        caches: caches.clone(),
+        settings: config_maps.get(&ctx.system_namespace, config::names::KOURIER),
+        recorder: recorder.clone(),
+    };
     role.prime();
     let handler = role.clone();
     ingresses.on_event(move |change| handler.ingress(change));
     let handler = role.clone();
-    services.on_event(move |change| handler.service(&ObjectKey::of(&**change.object())));
+    caches.services.on_event(move |change| handler.service(&ObjectKey::of(&**change.object())));
     let handler = role.clone();
-    slices.on_event(move |change| {
+    caches.slices.on_event(move |change| {
         if let Some(service) = service_of(change.object()) {
             handler.service(&service);
         }
     });
-
     let handler = role.clone();
-    secrets.on_event(move |change| handler.secret(&ObjectKey::of(&**change.object())));
+    caches.on_secret(move |secret| handler.secret(secret));
     let handler = role.clone();
     config_maps.on_event(move |change| handler.trust(change));
     let configure = {
         let (handler, kourier, network) = (role.clone(), kourier.clone(), network.clone());
-        let options = options.clone();
-        move || handler.configure(kourier.load().over(&options, &network.load()))
+        let (ctx, options) = (ctx.clone(), options.clone());
+        move || {
+            let settings = kourier.load().over(&options, &network.load());
+            handler.caches.follow(&ctx, &options, &settings);
+            handler.configure(&settings);
+        }
     };
     kourier.on_change(configure.clone());
     network.on_change(configure);
@@ -135,40 +137,44 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let server = Server::bind(options.xds_listen).await?;
     let xds_address = server.address();
     tracing::info!(address = %xds_address, "serving gateways");
-    let (serving, token) = (xds.clone(), ctx.tasks.token().clone());
+    let (serving, token) = (views.clone(), ctx.tasks.token().clone());
     ctx.tasks.spawn("xds", async move {
         if let Err(error) = server.run(serving, token.cancelled()).await {
             tracing::error!(%error, "gateways keep their configuration but get no changes");
         }
     });
-    let noting = role.clone();
-    ctx.tasks.spawn("refusals", async move {
-        while let Some(event) = events.recv().await {
-            tracing::warn!(?event, "a gateway answered");
-            let owners = noting.world.lock().note(&event);
-            owners.into_iter().for_each(|owner| noting.queue.add(owner));
-        }
-    });
-    let waiting = Waiting::default();
-    let (mut settled, wake, wait) = (xds.settled(), queue.clone(), waiting.clone());
-    ctx.tasks.spawn("acknowledged", async move {
-        while settled.changed().await.is_ok() {
-            let revision = settled.borrow_and_update().revision;
-            wait.up_to(revision).into_iter().for_each(|key| wake.add(key));
-        }
-    });
-    let recorder = Recorder::new(&ctx, <Reconciler as controller::Reconcile>::NAME);
-    let reconciler = Arc::new(Reconciler::new(role.world, xds.clone(), waiting, leadership, &ctx, &options));
+    for (view, mut events) in views.iter().cloned().zip(events) {
+        let noting = role.clone();
+        let noted = view.clone();
+        ctx.tasks.spawn("refusals", async move {
+            while let Some(event) = events.recv().await {
+                noting.refusal(&noted, &event);
+            }
+        });
+        let queue = queue.clone();
+        ctx.tasks.spawn("acknowledged", async move { view.wake(&queue).await });
+    }
+    let prober = options.probe.map(Prober::new);
+    if let Some(prober) = prober.clone() {
+        let queue = queue.clone();
+        ctx.tasks.spawn("prober", prober.run(move |key| queue.add(key)));
+    }
+    let xds = views.rest().xds.clone();
+    let reconciler = Arc::new(Reconciler::new(views.clone(), prober, leadership, &ctx));
     controller::drive(&ctx, &ingresses, &queue, reconciler, &recorder, options.workers);
-    Ok(Handle { xds_address, xds })
+    Ok(Handle { xds_address, xds, views })
 }
 
 /// What the event handlers share.
 #[derive(Clone)]
 struct Role {
-    world: Shared,
+    views: Views,
     ingresses: Cache<Ingress>,
     queue: Queue,
+    caches: Caches,
+    /// Shows what goes wrong for all Ingresses together.
+    settings: Option<Arc<ConfigMap>>,
+    recorder: Recorder,
 }
 
 // === impl Role ===
@@ -177,41 +183,47 @@ impl Role {
     /// Older Ingresses first: they keep their hosts when two claim the same.
     fn prime(&self) {
         let mut all: Vec<Arc<Ingress>> =
-            self.ingresses.list().into_iter().filter(|ingress| is_served(ingress)).collect();
+            self.ingresses.list().into_iter().filter(|ingress| self.is_served(ingress)).collect();
         all.sort_by_key(|ingress| (ingress.creation_timestamp(), ObjectKey::of(&**ingress)));
         tracing::info!("Priming the config with {} ingresses", all.len());
-        let mut world = self.world.lock();
         for ingress in all {
-            world.apply(&ingress);
+            self.views.apply(&ingress);
         }
+    }
+
+    fn is_served(&self, ingress: &Ingress) -> bool {
+        self.views.fleets().serve(ingress) && ingress.metadata.deletion_timestamp.is_none()
     }
 
     fn ingress(&self, change: &Change<'_, Ingress>) {
         let key = ObjectKey::of(&**change.object());
         let again = match change {
-            Change::Applied { old, new } if is_served(new) => {
+            Change::Applied { old, new } if self.is_served(new) => {
                 let same = old.is_some_and(|old| {
                     old.metadata.generation == new.metadata.generation
                         && old.annotations() == new.annotations()
                         && old.labels() == new.labels()
                 });
-                if same { Default::default() } else { self.world.lock().apply(new) }
+                if same { Default::default() } else { self.views.apply(new) }
             }
             // It is served until it is gone.
-            Change::Applied { new, .. } if is_ours(new) => Default::default(),
-            Change::Applied { .. } | Change::Deleted(_) => self.world.lock().remove(&key),
+            Change::Applied { new, .. } if self.views.fleets().serve(new) => Default::default(),
+            Change::Applied { .. } | Change::Deleted(_) => self.views.remove(&key),
         };
         self.queue.add(key);
         self.translate_again(again);
     }
 
     fn service(&self, service: &ObjectKey) {
-        let again = self.world.lock().refresh(service);
+        let again = self.views.each(|view| view.world.lock().refresh(service));
         self.translate_again(again);
+        for view in self.views.iter().filter(|view| view.gateways_are_behind(service)) {
+            view.wake_all(&self.queue);
+        }
     }
 
     fn secret(&self, secret: &ObjectKey) {
-        let again = self.world.lock().secret(secret);
+        let again = self.views.each(|view| view.world.lock().secret(secret));
         self.translate_again(again);
     }
 
@@ -221,53 +233,38 @@ impl Role {
             Change::Deleted(_) => false,
         };
         if old || is_trust_bundle(change.object()) {
-            let again = self.world.lock().trust_bundles();
+            let again = self.views.each(|view| view.world.lock().trust_bundles());
             self.translate_again(again);
         }
     }
 
-    fn configure(&self, settings: Settings) {
+    fn configure(&self, settings: &Settings) {
         tracing::info!("the configuration changed");
-        let again = self.world.lock().configure(settings);
+        let again = self.views.each(|view| view.world.lock().configure(settings.clone()));
         self.translate_again(again);
+    }
+
+    /// A refusal is shown on the Ingresses that caused it; if it concerns what they share, on the settings.
+    fn refusal(&self, view: &View, event: &Event) {
+        tracing::warn!(fleet = view.name(), ?event, "a gateway answered");
+        let owners = view.world.lock().note(event);
+        if let (Event::Rejected { kind, name, node, message, .. }, Some(settings), true) =
+            (event, &self.settings, owners.is_empty())
+        {
+            let text = format!("gateway {node} refused the {kind} {name} and keeps the last good one: {message}");
+            self.recorder.warning(&**settings, "GatewayRefused", &text);
+        }
+        owners.into_iter().for_each(|owner| self.queue.add(owner));
     }
 
     fn translate_again(&self, mut keys: BTreeSet<ObjectKey>) {
         while let Some(key) = keys.pop_first() {
-            if let Some(ingress) = self.ingresses.get_key(&key).filter(|ingress| is_served(ingress)) {
-                keys.extend(self.world.lock().apply(&ingress));
+            if let Some(ingress) = self.ingresses.get_key(&key).filter(|ingress| self.is_served(ingress)) {
+                keys.extend(self.views.apply(&ingress));
             }
             self.queue.add(key);
         }
     }
-}
-
-impl Objects for Caches {
-    fn service(&self, key: &ObjectKey) -> Option<Arc<Service>> {
-        self.services.get_key(key)
-    }
-
-    fn slices(&self, service: &ObjectKey) -> Vec<Arc<EndpointSlice>> {
-        self.slices.by_index(BY_SERVICE, &service.to_string())
-    }
-
-    fn secret(&self, key: &ObjectKey) -> Option<Arc<Secret>> {
-        self.secrets.get_key(key)
-    }
-
-    fn trust_bundles(&self) -> BTreeMap<String, String> {
-        let bundles = self.config_maps.list().into_iter().filter(|map| is_trust_bundle(map));
-        let values = bundles.flat_map(|map| {
-            let name = map.name_any();
-            let data = map.data.clone().unwrap_or_default();
-            data.into_iter().map(move |(key, value)| (format!("{name}/{key}"), value))
-        });
-        values.collect()
-    }
-}
-
-fn is_trust_bundle(map: &ConfigMap) -> bool {
-    map.labels().contains_key(TRUST_BUNDLE)
 }
 
 /// A ConfigMap that must exist and parse after `wait`; without `wait` its defaults hold until it does.
@@ -298,43 +295,4 @@ async fn leadership(ctx: &Context, replica: Option<&str>) -> Result<Leadership, 
     let config = follow(ctx, config::names::LEADER_ELECTION, LeaderElection::parse, None).await?;
     let election = Election { name: LEASE.to_owned(), identity: identity.to_owned(), config: (*config.load()).clone() };
     Ok(controller::elect(ctx, &election))
-}
-
-fn is_served(ingress: &Ingress) -> bool {
-    is_ours(ingress) && ingress.metadata.deletion_timestamp.is_none()
-}
-
-fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
-    let name = slice.labels().get(SERVICE_NAME)?;
-    Some(ObjectKey::new(slice.namespace().unwrap_or_default(), name.clone()))
-}
-
-/// Only what [`crate::backend`] reads is kept in memory.
-fn strip_service(service: &mut Service) {
-    service.metadata.annotations = None;
-    service.metadata.labels = None;
-    service.metadata.owner_references = None;
-    service.status = None;
-}
-
-/// Other Secrets are none of our business: only that they exist is kept.
-fn strip_secret(secret: &mut Secret) {
-    secret.metadata.annotations = None;
-    secret.metadata.owner_references = None;
-    if let Some(data) = &mut secret.data {
-        data.retain(|name, _| matches!(name.as_str(), "tls.crt" | "tls.key" | "ca.crt"));
-    }
-}
-
-fn strip_slice(slice: &mut EndpointSlice) {
-    slice.metadata.annotations = None;
-    slice.metadata.owner_references = None;
-    if let Some(labels) = &mut slice.metadata.labels {
-        labels.retain(|name, _| name == SERVICE_NAME);
-    }
-    for endpoint in &mut slice.endpoints {
-        endpoint.target_ref = None;
-        endpoint.node_name = None;
-        endpoint.hints = None;
-    }
 }

@@ -54,12 +54,13 @@ fn socket(address: &str, port: u16, ipv4_compat: bool) -> Address {
     Address { address: Some(address::Address::SocketAddress(socket)) }
 }
 
-/// Set semantics: what the client sent under the name is replaced.
+/// Set semantics: what the client sent under the name is replaced. A value is text: what Envoy would read as a command
+/// in it is escaped.
 fn set_headers(headers: &Headers) -> Vec<HeaderValueOption> {
     headers
         .iter()
         .map(|(key, value)| HeaderValueOption {
-            header: Some(HeaderValue { key: key.clone(), value: value.clone(), ..Default::default() }),
+            header: Some(HeaderValue { key: key.clone(), value: value.replace('%', "%%"), ..Default::default() }),
             append_action: HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
             ..Default::default()
         })

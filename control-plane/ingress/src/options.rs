@@ -8,6 +8,8 @@ use std::{
 
 use controller::ObjectKey;
 
+use crate::fleets::Fleets;
+
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where gateways fetch their configuration. Upstream: port 18000 on all interfaces.
@@ -39,6 +41,11 @@ pub struct Options {
     pub labelled_secrets: bool,
     /// How long to wait for `config-kourier` and `config-network`. Without it `settings` hold until they appear.
     pub config_wait: Option<Duration>,
+    /// Which gateways carry which Ingresses (`KOURIER_GATEWAYS`).
+    pub fleets: Fleets,
+    /// Gateways that acknowledge to another replica are asked over the network, at least this often
+    /// (`PROBE_MAX_RETRY_DELAY_SECONDS`). Without it every gateway is expected to be connected here.
+    pub probe: Option<Duration>,
     /// Name of this replica among others of which one writes status; every replica serves gateways.
     pub replica: Option<String>,
     /// Namespace of `cluster-cert-secret` and of the trust bundles; the role sets it from its context.
@@ -126,6 +133,8 @@ impl Default for Options {
             host_discovery: false,
             labelled_secrets: false,
             config_wait: None,
+            fleets: Fleets::default(),
+            probe: None,
             replica: None,
             system_namespace: "knative-serving".to_owned(),
             settings: Settings::default(),

@@ -9,7 +9,13 @@ use std::{
 use api::config::{ExternalAuthz, Kourier, KourierTracing, Network, TracingProtocol};
 use controller::ObjectKey;
 
-use crate::options::{Authorization, AuthorizationProtocol, Options, Settings, Tracing};
+use crate::{
+    fleets::Fleets,
+    options::{Authorization, AuthorizationProtocol, Options, Settings, Tracing},
+};
+
+/// Seconds between two probes, at most.
+const PROBE_DELAY: u64 = 30;
 
 /// `config-kourier` and which keys it has.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -98,6 +104,17 @@ impl Options {
                 workers.parse().ok().filter(|workers| *workers > 0).ok_or_else(|| {
                     format!("K_THREADS_PER_CONTROLLER is {workers:?}, which must be a positive number")
                 })?;
+        }
+        let delay = match text("PROBE_MAX_RETRY_DELAY_SECONDS").as_str() {
+            "" => PROBE_DELAY,
+            text => text.parse().ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
+                format!("PROBE_MAX_RETRY_DELAY_SECONDS is {text:?}, which must be a positive number of seconds")
+            })?,
+        };
+        options.probe = Some(Duration::from_secs(delay));
+        let gateways = text("KOURIER_GATEWAYS");
+        if !gateways.trim().is_empty() {
+            options.fleets = Fleets::parse(&gateways).map_err(|error| format!("KOURIER_GATEWAYS: {error}"))?;
         }
         let host = text("KOURIER_EXTAUTHZ_HOST");
         if !host.is_empty() {
@@ -237,8 +254,16 @@ mod tests {
             ("CERTS_SECRET_NAME", "cert"),
             ("KOURIER_EXTAUTHZ_HOST", "authz:6000"),
             ("KOURIER_EXTAUTHZ_TIMEOUT", "50"),
+            ("PROBE_MAX_RETRY_DELAY_SECONDS", "5"),
+            ("KOURIER_GATEWAYS", "[{name: inside, node: {id: inside}, visibility: ClusterLocal}]"),
         ])
         .unwrap();
+        assert_eq!((plain.probe, full.probe), (Some(Duration::from_secs(30)), Some(Duration::from_secs(5))));
+        assert_eq!((plain.fleets.iter().count(), full.fleets.iter().count()), (1, 2));
+        for (name, value) in [("PROBE_MAX_RETRY_DELAY_SECONDS", "0"), ("KOURIER_GATEWAYS", "inside")] {
+            let error = Options::from_environment(|n| (n == name).then(|| value.to_owned())).unwrap_err();
+            assert!(error.starts_with(name), "{error}");
+        }
         assert!(!full.redirects && !full.labelled_secrets);
         assert_eq!(full.settings.certificate, Some(ObjectKey::new("ns", "cert")));
         let authorization = full.settings.authorization.clone().unwrap();

@@ -14,8 +14,10 @@ use kube::ResourceExt;
 
 use crate::{
     backend::{Port, Reference},
+    fleets::Part,
     hash::ingress_hash,
     model::{Access, Action, Headers, Route, Table, VirtualHost, Weighted},
+    validate::{self, STATUS_HOST},
 };
 
 const DISABLE_HTTP2: &str = "kourier.knative.dev/disable-http2";
@@ -54,6 +56,8 @@ pub struct Context {
     pub cluster_certificate: bool,
     /// Somebody is asked before requests go on.
     pub authorization: bool,
+    /// The rules that these gateways carry.
+    pub part: Part,
 }
 
 /// The spec with upstream's defaults in place: hash and routes are made from this.
@@ -83,6 +87,7 @@ pub fn translate(
     let namespace = ingress.namespace().unwrap_or_default();
     let name = ingress.name_any();
     let spec = defaulted(&ingress.spec);
+    validate::check(&spec)?;
     let hash = ingress_hash(&spec, &namespace, &name);
     let http1_only = ingress.annotations().get(DISABLE_HTTP2).is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let mut out = Translation::default();
@@ -93,7 +98,10 @@ pub fn translate(
                 "failed to add knative probe header: rule is missing HTTP block: the rule of {hosts} needs http.paths"
             ));
         };
-        out.domains.extend(hosts_of(rule).map(str::to_owned));
+        out.domains.extend(hosts_of(rule));
+        if !context.part.has(rule) {
+            continue;
+        }
         let first = rule.hosts.first().map_or("*", String::as_str);
         let routes = |headers: &dyn Fn(&HttpIngressPath) -> (Headers, Headers)| -> Result<Vec<Route>, String> {
             let mut routes = Vec::new();
@@ -152,7 +160,7 @@ pub fn translate(
                     Some(known) => known.routes.extend_from_slice(routes),
                     None => hosts.push(VirtualHost {
                         name,
-                        domains: vec![host.to_owned(), format!("{host}:*")],
+                        domains: vec![host.clone(), format!("{host}:*")],
                         routes: routes.to_vec(),
                         authorization: authorization.clone(),
                     }),
@@ -180,8 +188,8 @@ pub fn translate(
 /// Tells the gateway's readiness to Kubernetes.
 pub fn status_host(authorization: bool) -> VirtualHost {
     VirtualHost {
-        name: "internalkourier".to_owned(),
-        domains: vec!["internalkourier".to_owned()],
+        name: STATUS_HOST.to_owned(),
+        domains: vec![STATUS_HOST.to_owned()],
         routes: vec![Route {
             name: "gateway_ready".to_owned(),
             prefix: "/ready".to_owned(),
@@ -202,19 +210,24 @@ fn certificates(
     namespace: &str,
     out: &mut BTreeMap<ObjectKey, ServerNames>,
 ) -> bool {
-    let covers = |tls: &&IngressTls| rule.hosts.iter().all(|host| tls.hosts.contains(host));
-    if rule.hosts.is_empty() {
-        return false;
-    }
-    let mut covered = false;
-    for tls in spec.tls.iter().filter(covers) {
-        covered = true;
+    for tls in covering(spec, rule) {
         let namespace = if tls.secret_namespace.is_empty() { namespace } else { &tls.secret_namespace };
         let names = out.entry(ObjectKey::new(namespace, tls.secret_name.clone())).or_default();
         let names = if external { &mut names.external } else { &mut names.local };
         names.extend(tls.hosts.iter().cloned());
     }
-    covered
+    is_covered(spec, rule)
+}
+
+/// The `tls` entries with all hosts of a rule.
+fn covering<'a>(spec: &'a IngressSpec, rule: &'a IngressRule) -> impl Iterator<Item = &'a IngressTls> {
+    let covers = |tls: &&IngressTls| rule.hosts.iter().all(|host| tls.hosts.contains(host));
+    spec.tls.iter().filter(covers).filter(|_| !rule.hosts.is_empty())
+}
+
+/// Whether a rule is served with TLS because of its Ingress.
+pub fn is_covered(spec: &IngressSpec, rule: &IngressRule) -> bool {
+    covering(spec, rule).next().is_some()
 }
 
 /// What the authorizer is told about requests for an Ingress.
@@ -225,9 +238,10 @@ fn words(ingress: &Ingress, visibility: &str) -> Headers {
     words
 }
 
-fn hosts_of(rule: &IngressRule) -> impl Iterator<Item = &str> {
-    let any = rule.hosts.is_empty().then_some("*");
-    rule.hosts.iter().map(String::as_str).chain(any)
+/// In lower case, as gateways compare them: two spellings of a host are one host.
+fn hosts_of(rule: &IngressRule) -> impl Iterator<Item = String> {
+    let any = rule.hosts.is_empty().then(|| "*".to_owned());
+    rule.hosts.iter().map(|host| host.to_ascii_lowercase()).chain(any)
 }
 
 fn reference(path: &HttpIngressPath, split: &IngressBackendSplit, http1_only: bool) -> Reference {

@@ -20,15 +20,16 @@ use k8s_openapi::api::{
     core::v1::{Secret, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::ResourceExt;
 use xds::{Change, Kind, Name, Resource, Version, Xds};
 
+pub(crate) use self::configure::ROUTING_CERTIFICATES;
 pub use self::status::{Pending, State};
 use self::{certificates::Certificates, configure::Trust, listeners::Listeners};
 use crate::{
     backend::{self, Backend, Reference},
     certificate::{self, Pair},
     envoy,
+    fleets::Part,
     model::{Location, Table},
     options::{Options, Settings},
     translate::{self, Context, ServerNames, Translation},
@@ -69,6 +70,8 @@ pub struct World<O> {
     services: HashMap<ObjectKey, Interest>,
     /// Owner of each published host, for refusals.
     hosts: HashMap<Name, ObjectKey>,
+    /// Resources of which a gateway refused the newest version.
+    refused: BTreeSet<(Kind, Name)>,
 }
 
 /// One Ingress.
@@ -137,6 +140,7 @@ impl<O: Objects> World<O> {
             clusters: HashMap::new(),
             services: HashMap::new(),
             hosts: HashMap::new(),
+            refused: BTreeSet::new(),
         };
         world.reconfigure();
         world
@@ -144,12 +148,18 @@ impl<O: Objects> World<O> {
 
     /// An Ingress appeared or changed. Returns others that may go on because of it.
     pub fn apply(&mut self, ingress: &Ingress) -> BTreeSet<ObjectKey> {
+        self.apply_part(ingress, Part::All)
+    }
+
+    /// The same for some of its rules. All its hosts count as its own all the same.
+    pub fn apply_part(&mut self, ingress: &Ingress, part: Part) -> BTreeSet<ObjectKey> {
+        let context = Context { part, ..self.context };
         let key = ObjectKey::of(ingress);
         let generation = ingress.metadata.generation.unwrap_or_default();
         let mut resolved: HashMap<Reference, Backend> = HashMap::new();
         let translation = {
             let cache = std::cell::RefCell::new(&mut resolved);
-            translate::translate(ingress, self.context, |reference| {
+            translate::translate(ingress, context, |reference| {
                 let mut cache = cache.borrow_mut();
                 let backend = cache.entry(reference.clone()).or_insert_with(|| self.resolve(reference));
                 backend.cluster.name.clone()
@@ -157,7 +167,7 @@ impl<O: Objects> World<O> {
         };
         let entry = self.ingresses.entry(key.clone()).or_default();
         entry.generation = generation;
-        let translation = match translation {
+        let mut translation = match translation {
             Ok(translation) => translation,
             Err(message) => {
                 entry.state = State::Invalid(message);
@@ -187,17 +197,8 @@ impl<O: Objects> World<O> {
             .filter(|(reference, used)| **used && !resolved[*reference].ready)
             .map(|(reference, _)| service_key(reference))
             .collect();
-        let entry = self.entry(&key);
-        let new_unready = translation.backends.keys().any(|reference| {
-            unready.contains(&service_key(reference))
-                && !entry.live.clusters.contains(&resolved[reference].cluster.name)
-        });
-        if new_unready && !entry.live.hosts.is_empty() {
-            // Make before break: what is served goes on until the new backend has an address.
-            entry.state = State::Waiting { services: unready, revision: None };
-            return BTreeSet::new();
-        }
-        let freed = self.install(&key, translation, resolved, pairs, unready);
+        let kept = self.entry(&key).keep_what_works(&mut translation, &resolved, &unready);
+        let freed = self.install(&key, translation, resolved, pairs, unready, &kept);
         self.unblocked(&freed)
     }
 
@@ -206,7 +207,8 @@ impl<O: Objects> World<O> {
         if !self.ingresses.contains_key(key) {
             return BTreeSet::new();
         }
-        let freed = self.install(key, Translation::default(), HashMap::new(), Pairs::new(), BTreeSet::new());
+        let nothing = Translation::default();
+        let freed = self.install(key, nothing, HashMap::new(), Pairs::new(), BTreeSet::new(), &BTreeSet::new());
         self.watch_services(key, &Translation::default());
         let secrets = std::mem::take(&mut self.entry(key).secrets);
         self.certificates.watch(key, &secrets, &BTreeSet::new());
@@ -275,7 +277,7 @@ impl<O: Objects> World<O> {
         self.ingresses.entry(key.clone()).or_default()
     }
 
-    /// Replaces what is published for an Ingress and returns the hosts it no longer has.
+    /// Replaces what is published for an Ingress, except for the hosts in `kept`, and returns the hosts it no longer has.
     fn install(
         &mut self,
         key: &ObjectKey,
@@ -283,6 +285,7 @@ impl<O: Objects> World<O> {
         mut resolved: HashMap<Reference, Backend>,
         pairs: Pairs,
         unready: BTreeSet<ObjectKey>,
+        kept: &BTreeSet<Name>,
     ) -> BTreeSet<String> {
         let old = std::mem::take(&mut self.entry(key).live);
         let mut live =
@@ -314,6 +317,10 @@ impl<O: Objects> World<O> {
         for (table, hosts) in &translation.hosts {
             for host in hosts {
                 let name = host_name(*table, &host.name);
+                if let Some(version) = old.hosts.get(&name).filter(|_| kept.contains(&name)) {
+                    live.hosts.insert(name, *version);
+                    continue;
+                }
                 let version = Version::of(host);
                 if old.hosts.get(&name) != Some(&version) {
                     let mut resource = Resource::new(Kind::VirtualHost, name.clone(), version, &envoy::host(host));
@@ -328,8 +335,13 @@ impl<O: Objects> World<O> {
             self.hosts.remove(&name);
             change.remove.push((Kind::VirtualHost, name));
         }
-        for name in old.clusters.difference(&live.clusters) {
-            self.release(key, name, &mut change);
+        if kept.is_empty() {
+            for name in old.clusters.difference(&live.clusters) {
+                self.release(key, name, &mut change);
+            }
+        } else {
+            // What is kept needs some of them.
+            live.clusters.extend(old.clusters);
         }
         let freed: BTreeSet<String> = old.domains.difference(&live.domains).cloned().collect();
         for domain in &freed {
@@ -339,6 +351,12 @@ impl<O: Objects> World<O> {
             self.domains.insert(domain.clone(), key.clone());
         }
         let changed: BTreeSet<Name> = change.set.iter().map(|resource| resource.name.clone()).collect();
+        if !self.refused.is_empty() {
+            let gone = change.remove.iter().cloned();
+            let new = change.set.iter().map(|resource| (resource.kind, resource.name.clone()));
+            let settled: BTreeSet<(Kind, Name)> = gone.chain(new).collect();
+            self.refused.retain(|key| !settled.contains(key));
+        }
         let revision = self.xds.publish(change);
         let entry = self.entry(key);
         entry.refused.retain(|(_, name), _| !changed.contains(name) && live.contains(name));
@@ -397,6 +415,43 @@ impl<O: Objects> World<O> {
     }
 }
 
+impl Entry {
+    /// Make before break: a host that is served goes on as it is until its new backends have addresses. Leaves the rest
+    /// of the translation as it is, without the clusters that nothing needs yet, and returns those hosts.
+    fn keep_what_works(
+        &self,
+        translation: &mut Translation,
+        resolved: &HashMap<Reference, Backend>,
+        unready: &BTreeSet<ObjectKey>,
+    ) -> BTreeSet<Name> {
+        let new: BTreeSet<&str> = translation
+            .backends
+            .iter()
+            .filter(|(reference, used)| **used && unready.contains(&service_key(reference)))
+            .map(|(reference, _)| resolved[reference].cluster.name.as_str())
+            .filter(|cluster| !self.live.clusters.contains(*cluster))
+            .collect();
+        let (mut kept, mut needed) = (BTreeSet::new(), BTreeSet::new());
+        if new.is_empty() {
+            return kept;
+        }
+        for (table, host) in translation.hosts.iter().flat_map(|(table, hosts)| hosts.iter().map(|host| (*table, host)))
+        {
+            let name = host_name(table, &host.name);
+            if self.live.hosts.contains_key(&name) && host.clusters().any(|cluster| new.contains(cluster)) {
+                kept.insert(name);
+            } else {
+                needed.extend(host.clusters().map(str::to_owned));
+            }
+        }
+        translation.backends.retain(|reference, _| {
+            let cluster = &resolved[reference].cluster.name;
+            !new.contains(cluster.as_str()) || needed.contains(cluster)
+        });
+        kept
+    }
+}
+
 impl Live {
     fn contains(&self, name: &Name) -> bool {
         self.hosts.contains_key(name)
@@ -436,10 +491,4 @@ fn service_key(reference: &Reference) -> ObjectKey {
 
 fn host_name(table: Table, host: &str) -> Name {
     format!("{}/{host}", table.name()).into()
-}
-
-/// Whether an Ingress is ours: upstream reads only this spelling of the annotation.
-pub fn is_ours(ingress: &Ingress) -> bool {
-    use api::keys::networking::{INGRESS_CLASS, KOURIER_INGRESS_CLASS};
-    ingress.annotations().get(INGRESS_CLASS).is_some_and(|class| class == KOURIER_INGRESS_CLASS)
 }

@@ -1,38 +1,40 @@
 //! Finalizer and status of an Ingress.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
 use api::{
     Conditioned,
     keys::networking::INGRESS_FINALIZER,
-    networking::v1alpha1::{Ingress, LoadBalancerIngress, LoadBalancerStatus},
+    networking::v1alpha1::{Ingress, LoadBalancerStatus},
 };
 use controller::{Context, Error, Leadership, ObjectKey, Reconcile};
-use parking_lot::Mutex;
-use xds::Xds;
+use kube::ResourceExt;
 
-use super::Shared;
+use super::view::{View, Views};
 use crate::{
-    options::Options,
-    world::{Pending, is_ours},
+    fleets::Part,
+    hash::ingress_hash,
+    probe::{self, Prober},
+    translate::defaulted,
+    world::Pending,
 };
 
 pub(super) struct Reconciler {
-    world: Shared,
-    xds: Xds,
-    waiting: Waiting,
+    views: Views,
+    prober: Option<Prober>,
     leadership: Leadership,
-    public: LoadBalancerStatus,
-    private: LoadBalancerStatus,
+    cluster_domain: String,
 }
 
-/// Ingresses whose status waits for gateways, by revision.
-#[derive(Clone, Default)]
-pub(super) struct Waiting(Arc<Mutex<BTreeMap<u64, BTreeSet<ObjectKey>>>>);
+/// How far the gateways are with an Ingress.
+enum Progress {
+    Ready,
+    Waiting,
+    NoGateway,
+    Stopped(Pending),
+    /// No fleet carries it.
+    Nowhere,
+}
 
 const NETWORK_CONFIGURED: &str = "NetworkConfigured";
 const LOAD_BALANCER_READY: &str = "LoadBalancerReady";
@@ -41,54 +43,85 @@ const READY: &str = "Ready";
 /// Gateways answer within milliseconds: waiting that long saves writing a status that says "not yet".
 const PATIENCE: Duration = Duration::from_millis(50);
 
-// === impl Waiting ===
-
-impl Waiting {
-    fn add(&self, revision: u64, key: ObjectKey) {
-        self.0.lock().entry(revision).or_default().insert(key);
-    }
-
-    pub(super) fn up_to(&self, revision: u64) -> BTreeSet<ObjectKey> {
-        let mut waiting = self.0.lock();
-        let later = waiting.split_off(&(revision + 1));
-        std::mem::replace(&mut *waiting, later).into_values().flatten().collect()
-    }
-}
-
 // === impl Reconciler ===
 
 impl Reconciler {
-    pub(super) fn new(
-        world: Shared,
-        xds: Xds,
-        waiting: Waiting,
-        leadership: Leadership,
-        ctx: &Context,
-        options: &Options,
-    ) -> Self {
-        let address = |service: &str| LoadBalancerStatus {
-            ingress: vec![LoadBalancerIngress {
-                domain_internal: format!("{service}.{}.svc.{}", options.gateway_namespace, ctx.cluster_domain),
-                ..Default::default()
-            }],
-        };
-        let (public, private) = (address(&options.external_service), address(&options.internal_service));
-        Reconciler { world, xds, waiting, leadership, public, private }
+    pub(super) fn new(views: Views, prober: Option<Prober>, leadership: Leadership, ctx: &Context) -> Self {
+        Reconciler { views, prober, leadership, cluster_domain: ctx.cluster_domain.clone() }
     }
 
-    async fn pending(&self, key: &ObjectKey, generation: i64) -> Pending {
-        let mut settled = self.xds.settled();
+    /// What the fleets that carry it say together: the worst.
+    async fn progress(&self, ingress: &Ingress, was_ready: bool) -> Progress {
+        let key = ObjectKey::of(ingress);
+        let generation = ingress.metadata.generation.unwrap_or_default();
+        let carrying = self.views.carrying(ingress);
+        if carrying.is_empty() {
+            return Progress::Nowhere;
+        }
+        let (mut waiting, mut gateways) = (false, true);
+        for (view, part) in carrying {
+            match self.pending(view, &key, generation).await {
+                Pending::Nothing | Pending::Gateways { .. } if was_ready => {}
+                Pending::Nothing => waiting |= !self.unseen_have(view, part, ingress),
+                // Nobody is connected here: all there are must be asked.
+                Pending::Gateways { revision } if view.xds.settled().borrow().gateways == 0 => {
+                    view.wait(revision, key.clone());
+                    match &self.prober {
+                        Some(_) if view.unseen().is_empty() => gateways = false,
+                        Some(_) => waiting |= !self.unseen_have(view, part, ingress),
+                        None => waiting = true,
+                    }
+                }
+                Pending::Gateways { .. } | Pending::Services(_) => waiting = true,
+                stopped => return Progress::Stopped(stopped),
+            }
+        }
+        match (waiting, gateways) {
+            (_, false) => Progress::NoGateway,
+            (true, true) => Progress::Waiting,
+            (false, true) => Progress::Ready,
+        }
+    }
+
+    async fn pending(&self, view: &View, key: &ObjectKey, generation: i64) -> Pending {
+        let mut settled = view.xds.settled();
         let now = *settled.borrow_and_update();
-        let pending = self.world.lock().pending(key, generation, now);
+        let pending = view.world.lock().pending(key, generation, now);
         let Pending::Gateways { revision } = pending else { return pending };
         // Registered before the last look, so that no acknowledgement falls between.
-        self.waiting.add(revision, key.clone());
+        view.wait(revision, key.clone());
         let there = |settled: &xds::Settled| settled.gateways > 0 && settled.revision >= revision;
         if now.gateways > 0 {
             let _ = tokio::time::timeout(PATIENCE, settled.wait_for(there)).await;
         }
         let now = *settled.borrow();
-        self.world.lock().pending(key, generation, now)
+        view.world.lock().pending(key, generation, now)
+    }
+
+    /// Whether the gateways that are connected elsewhere have it.
+    fn unseen_have(&self, view: &View, part: Part, ingress: &Ingress) -> bool {
+        let Some(prober) = &self.prober else { return true };
+        let unseen = view.unseen();
+        if unseen.is_empty() {
+            return true;
+        }
+        let spec = defaulted(&ingress.spec);
+        let hash = ingress_hash(&spec, &ingress.namespace().unwrap_or_default(), &ingress.name_any());
+        prober.check(&ObjectKey::of(ingress), &hash, &probe::targets(&spec, part, view.ports), &unseen)
+    }
+
+    /// The addresses under which it can be reached, from outside and from inside.
+    fn addresses(&self, ingress: &Ingress) -> (LoadBalancerStatus, LoadBalancerStatus) {
+        let carrying = self.views.carrying(ingress);
+        let of = |wanted: Part| {
+            let fitting = carrying.iter().filter(|(_, part)| *part == Part::All || *part == wanted);
+            let views: Vec<&View> = fitting.map(|(view, _)| *view).collect();
+            // Who reads the status expects both, also of an Ingress that has hosts of one kind only.
+            if views.is_empty() { carrying.iter().map(|(view, _)| *view).collect() } else { views }
+        };
+        let public = of(Part::External).into_iter().map(|view| view.public_address(&self.cluster_domain));
+        let private = of(Part::Local).into_iter().map(|view| view.private_address(&self.cluster_domain));
+        (LoadBalancerStatus { ingress: public.collect() }, LoadBalancerStatus { ingress: private.collect() })
     }
 }
 
@@ -99,47 +132,73 @@ impl Reconcile for Reconciler {
     const FINALIZER: Option<&'static str> = Some(INGRESS_FINALIZER);
 
     fn selects(&self, ingress: &Ingress) -> bool {
-        is_ours(ingress) && self.leadership.leads(&ObjectKey::of(ingress))
+        self.views.fleets().serve(ingress) && self.leadership.leads(&ObjectKey::of(ingress))
     }
 
     fn prepare(&self, ingress: &mut Ingress) {
         ingress.mark().init();
     }
 
+    fn deleted(&self, key: &ObjectKey) {
+        if let Some(prober) = &self.prober {
+            prober.forget(key);
+        }
+    }
+
     async fn reconcile(&self, ingress: &mut Ingress) -> Result<(), Error> {
-        let key = ObjectKey::of(ingress);
-        let generation = ingress.metadata.generation.unwrap_or_default();
-        let pending = self.pending(&key, generation).await;
-        let was_ready =
-            ingress.condition(LOAD_BALANCER_READY).is_some_and(|condition| condition.is_true()) && ingress.observed();
-        match pending {
-            Pending::Nothing => {
+        let (public, private) = self.addresses(ingress);
+        let there = ingress.status.as_ref().is_some_and(|status| {
+            status.public_load_balancer.as_ref() == Some(&public)
+                && status.private_load_balancer.as_ref() == Some(&private)
+        });
+        let was_ready = there
+            && ingress.observed()
+            && ingress.condition(LOAD_BALANCER_READY).is_some_and(|condition| condition.is_true());
+        let progress = self.progress(ingress, was_ready).await;
+        if let (true, Some(prober)) = (was_ready, &self.prober) {
+            prober.forget(&ObjectKey::of(ingress));
+        }
+        let wait = |ingress: &mut Ingress| {
+            ingress.mark().mark_true(NETWORK_CONFIGURED);
+            // Once ready, an Ingress stays so until its spec changes: losing addresses is answered by the gateway.
+            if !was_ready {
+                let message = "Waiting for load balancer to be ready";
+                ingress.mark().mark_unknown(LOAD_BALANCER_READY, "Uninitialized", message);
+            }
+        };
+        match progress {
+            Progress::Ready => {
                 ingress.mark().mark_true(NETWORK_CONFIGURED);
                 ingress.mark().mark_true(LOAD_BALANCER_READY);
                 let status = ingress.status_mut();
-                status.public_load_balancer = Some(self.public.clone());
-                status.private_load_balancer = Some(self.private.clone());
+                status.public_load_balancer = Some(public);
+                status.private_load_balancer = Some(private);
                 Ok(())
             }
-            // Once ready, an Ingress stays so until its spec changes: losing addresses is answered by the gateway.
-            Pending::Gateways { .. } | Pending::Services(_) => {
-                ingress.mark().mark_true(NETWORK_CONFIGURED);
-                if !was_ready {
-                    let message = "Waiting for load balancer to be ready";
-                    ingress.mark().mark_unknown(LOAD_BALANCER_READY, "Uninitialized", message);
-                }
+            Progress::Waiting => {
+                wait(ingress);
                 Ok(())
             }
-            Pending::Conflict => {
+            // A gateway that comes up wakes it.
+            Progress::NoGateway => {
+                wait(ingress);
+                Err(Error::Permanent("failed to probe Ingress: no gateway pods available".to_owned()))
+            }
+            Progress::Nowhere => {
+                let message = "no gateways of KOURIER_GATEWAYS carry an Ingress of this class, labels and namespace";
+                ingress.mark().mark_false(LOAD_BALANCER_READY, "NoGateways", message);
+                Ok(())
+            }
+            Progress::Stopped(Pending::Conflict) => {
                 let message = "Ingress rejected: ingress has a conflicting domain with another ingress";
                 ingress.mark().mark_false(LOAD_BALANCER_READY, "DomainConflict", message);
                 Ok(())
             }
-            Pending::Invalid(message) | Pending::Refused(message) => {
+            Progress::Stopped(Pending::Invalid(message) | Pending::Refused(message)) => {
                 ingress.mark().set(READY, "Unknown", "ReconcileIngressFailed", &message);
                 Err(Error::Permanent(format!("failed to update ingress: {message}")))
             }
-            Pending::Unseen => Err(Error::RequeueAfter(Duration::from_millis(10))),
+            Progress::Stopped(_) => Err(Error::RequeueAfter(Duration::from_millis(10))),
         }
     }
 }

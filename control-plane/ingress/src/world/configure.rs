@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The Secret whose `ca.crt` signs for backends.
-const ROUTING_CERTIFICATES: &str = "routing-serving-certs";
+pub(crate) const ROUTING_CERTIFICATES: &str = "routing-serving-certs";
 
 /// Whether backends speak TLS, and who signs for them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -83,6 +83,7 @@ impl<O: Objects> World<O> {
             certificate: usable.certificate.is_some(),
             cluster_certificate: usable.cluster_certificate.is_some(),
             authorization: usable.authorization.is_some(),
+            ..Context::default()
         };
         let status = translate::status_host(self.context.authorization);
         let name = host_name(Table::Internal, &status.name);

@@ -82,9 +82,18 @@ impl<O: Objects> World<O> {
         }
     }
 
-    /// Who a refusal or a recovery is about.
+    /// How many Ingresses there are, and how many resources a gateway refused.
+    pub fn figures(&self) -> (usize, usize) {
+        (self.ingresses.len(), self.refused.len())
+    }
+
+    /// Who a refusal or a recovery is about; nobody, if it is about what all Ingresses share.
     pub fn note(&mut self, event: &Event) -> BTreeSet<ObjectKey> {
         let (Event::Rejected { kind, name, .. } | Event::Recovered { kind, name }) = event;
+        match event {
+            Event::Rejected { .. } => self.refused.insert((*kind, name.clone())),
+            Event::Recovered { .. } => self.refused.remove(&(*kind, name.clone())),
+        };
         let mut owners: BTreeSet<ObjectKey> = self.hosts.get(name).into_iter().cloned().collect();
         if let Some(used) = self.clusters.get(&**name) {
             owners.extend(used.users.iter().cloned());

@@ -2,13 +2,21 @@
 //! as the event handlers do. In `role.rs` with the embedded API.
 
 mod certificates;
+mod cluster;
 mod conformance;
+mod fleets;
 mod internal_tls;
+mod permissions;
+mod refusals;
+mod replicas;
 mod role;
 mod settings;
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use support::{Backend, Request, Rig};
@@ -136,9 +144,10 @@ async fn a_refused_resource_is_left_out_and_named() {
         let rig = rig!(state_of_the_world);
         let one = Backend::start("one").await;
         rig.service("one", "http", &[one.address]);
-        // Envoy refuses names with a line break, which Kubernetes lets through.
+        // Envoy refuses to set more than 1000 headers.
         let mut bad = host("bad.example.com", json!([split("one", 100)]));
-        bad["rules"][0]["http"]["paths"][0]["splits"][0]["appendHeaders"] = json!({"X-Bad\n": "x"});
+        let many: BTreeMap<String, &str> = (0..1001).map(|n| (format!("x-{n}"), "y")).collect();
+        bad["rules"][0]["http"]["paths"][0]["splits"][0]["appendHeaders"] = json!(many);
         rig.ingress("bad", bad);
         for name in ["a", "b", "c"] {
             rig.ingress(name, host(&format!("{name}.example.com"), json!([split("one", 100)])));
@@ -231,6 +240,32 @@ async fn a_new_backend_is_proven_before_the_old_one_goes() {
     rig.service("two", "http", &[two.address]);
     rig.settle().await;
     assert_eq!(rig.get("app.example.com").await.text("backend"), "two");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_waits_for_its_backend_holds_up_no_other_host() {
+    let rig = rig!(false);
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    rig.service("one", "http", &[one.address]);
+    rig.service("two", "http", &[two.address]);
+    let hosts = |first: &str, second: &str| {
+        let mut spec = host("a.example.com", json!([split(first, 100)]));
+        let other = host("b.example.com", json!([split(second, 100)]));
+        spec["rules"].as_array_mut().unwrap().push(other["rules"][0].clone());
+        spec
+    };
+    rig.ingress("app", hosts("one", "one"));
+    rig.settle().await;
+    rig.service("three", "http", &[]);
+    rig.ingress("app", hosts("three", "two"));
+    rig.settle().await;
+    assert_eq!(rig.get("a.example.com").await.text("backend"), "one");
+    assert_eq!(rig.get("b.example.com").await.text("backend"), "two");
+    rig.service("three", "http", &[two.address]);
+    rig.settle().await;
+    assert_eq!(rig.get("a.example.com").await.header("x-split"), "three");
+    rig.ready("app").await;
+    assert_eq!(rig.rejections().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,72 +1,23 @@
 //! The whole role on the embedded API: status, finalizer, class and conflicts.
 
-use std::time::Duration;
-
 use api::{Conditioned, networking::v1alpha1::Ingress};
 use controller::{Context, Tasks};
 use ingress::{Admin, Bootstrap, Options};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{
-    Client, ResourceExt,
+    ResourceExt,
     api::{Api, DeleteParams, PostParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::support::{Backend, Request, envoy, free_ports, send, spawn};
-
-const CLASS: &str = "kourier.ingress.networking.knative.dev";
-
-fn ingress(name: &str, host: &str, class: &str) -> Ingress {
-    let split = json!({"serviceNamespace": "default", "serviceName": "app", "servicePort": 80, "percent": 100});
-    serde_json::from_value(json!({
-        "apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
-        "metadata": {"name": name, "namespace": "default",
-            "annotations": {"networking.knative.dev/ingress.class": class}},
-        "spec": {"rules": [{"hosts": [host], "visibility": "ExternalIP",
-            "http": {"paths": [{"splits": [split]}]}}]},
-    }))
-    .unwrap()
-}
-
-async fn until(api: &Api<Ingress>, name: &str, what: &str, condition: impl Fn(Option<&Ingress>) -> bool) {
-    let wait = async {
-        while !condition(api.get_opt(name).await.unwrap().as_ref()) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    if tokio::time::timeout(Duration::from_secs(20), wait).await.is_err() {
-        panic!("{name} never was {what}: {:#?}", api.get_opt(name).await.unwrap());
-    }
-}
-
-fn says(ingress: Option<&Ingress>, kind: &str, status: &str, reason: &str) -> bool {
-    ingress
-        .and_then(|i| i.condition(kind))
-        .is_some_and(|condition| condition.status == status && condition.reason == reason)
-}
-
-async fn backend(client: &Client, backend: &Backend) {
-    let service: Service = object(json!({"metadata": {"name": "app", "namespace": "default"},
-        "spec": {"clusterIP": "None", "ports": [{"name": "http", "port": 80, "targetPort": backend.address.port()}]}}));
-    let slice: EndpointSlice = object(json!({
-        "metadata": {"name": "app-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "app"}},
-        "addressType": "IPv4", "ports": [{"name": "http", "port": backend.address.port()}],
-        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]}));
-    Api::default_namespaced(client.clone()).create(&PostParams::default(), &service).await.unwrap();
-    Api::default_namespaced(client.clone()).create(&PostParams::default(), &slice).await.unwrap();
-}
-
-fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
-    serde_json::from_value(value).unwrap()
-}
+use super::{
+    cluster::{CLASS, config_map, eventually, ingress, open, says, service, until},
+    support::{Backend, Certificate, Request, envoy, free_ports, send, send_tls, spawn},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ingress_is_ready_once_every_gateway_has_it() {
     let Some(program) = envoy() else { return };
-    let server = apiserver::Server::open(apiserver::Options::default()).await.unwrap();
-    server
-        .apply_manifest(include_str!("../../../../charts/crds/ingresses.networking.internal.knative.dev.yaml"))
-        .unwrap();
+    let server = open().await;
     let tasks = Tasks::new();
     let ctx = Context::new(server.client(), tasks.clone());
     let [xds, external, internal, probe, admin] = free_ports().await;
@@ -81,7 +32,7 @@ async fn an_ingress_is_ready_once_every_gateway_has_it() {
     assert_eq!(handle.xds_address, xds);
     let api: Api<Ingress> = Api::default_namespaced(server.client());
     let app = Backend::start("app").await;
-    backend(&server.client(), &app).await;
+    service(&server, "default", "app", &[app.address]);
     let create = PostParams::default();
     api.create(&create, &ingress("one", "one.example.com", CLASS)).await.unwrap();
     api.create(&create, &ingress("foreign", "two.example.com", "istio.ingress.networking.knative.dev")).await.unwrap();
@@ -113,6 +64,62 @@ async fn an_ingress_is_ready_once_every_gateway_has_it() {
 
     let foreign = api.get("foreign").await.unwrap();
     assert!(foreign.status.is_none() && foreign.finalizers().is_empty());
+    tasks.shutdown().await;
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_labelled_secrets_only_the_one_certificate_still_needs_no_label() {
+    let Some(program) = envoy() else { return };
+    let server = open().await;
+    config_map(&server, "config-kourier", json!({"listen-ip-addresses": "127.0.0.1"}));
+    config_map(&server, "config-network", json!({}));
+    let secret = |certificate: &Certificate| {
+        let data: serde_json::Map<String, serde_json::Value> =
+            certificate.data().iter().map(|(name, pem)| ((*name).to_owned(), json!(pem))).collect();
+        let metadata = json!({"name": "wildcard", "namespace": "default"});
+        server.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})).unwrap();
+    };
+    let first = Certificate::new(&["*.example.com"]);
+    secret(&first);
+    let tasks = Tasks::new();
+    let [xds, external, internal, tls, admin] = free_ports().await;
+    let mut options = Options {
+        xds_listen: xds,
+        external_listen: vec![external],
+        internal_listen: vec![internal],
+        probe_listen: Vec::new(),
+        external_tls_listen: vec![tls],
+        probe_tls_listen: Vec::new(),
+        labelled_secrets: true,
+        ..Options::default()
+    };
+    options.settings.certificate = Some(controller::ObjectKey::new("default", "wildcard"));
+    ingress::run(Context::new(server.client(), tasks.clone()), options).await.unwrap();
+    let app = Backend::start("app").await;
+    service(&server, "default", "app", &[app.address]);
+    let api: Api<Ingress> = Api::default_namespaced(server.client());
+    api.create(&PostParams::default(), &ingress("one", "one.example.com", CLASS)).await.unwrap();
+    let (_envoy, _files) = spawn(&program, &Bootstrap::new(xds, Admin::Tcp(admin)));
+    until(&api, "one", "ready", |i| i.is_some_and(Conditioned::is_ready)).await;
+    let request = Request::to("one.example.com");
+    let served = async |certificate: &Certificate| {
+        send_tls(tls, certificate, &request).await.is_ok_and(|answer| answer.status == 200)
+    };
+    eventually("TLS", async || served(&first).await).await;
+    let renewed = Certificate::new(&["*.example.com"]);
+    secret(&renewed);
+    eventually("the renewed certificate", async || served(&renewed).await).await;
+    // One that settings name later.
+    let other = Certificate::new(&["*.example.com"]);
+    let data: serde_json::Map<String, serde_json::Value> =
+        other.data().iter().map(|(name, pem)| ((*name).to_owned(), json!(pem))).collect();
+    let metadata = json!({"name": "other", "namespace": "knative-serving"});
+    server.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})).unwrap();
+    let values = json!({"listen-ip-addresses": "127.0.0.1", "certs-secret-name": "other",
+        "certs-secret-namespace": "knative-serving"});
+    config_map(&server, "config-kourier", values);
+    eventually("the other certificate", async || served(&other).await).await;
     tasks.shutdown().await;
     server.shutdown().await.unwrap();
 }

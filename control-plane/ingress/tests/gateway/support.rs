@@ -315,6 +315,15 @@ impl Rig {
         }
     }
 
+    /// How many resources the gateway refused, as far as it is known.
+    pub(crate) fn refused_resources(&self) -> usize {
+        let mut control = self.control.lock();
+        while let Ok(event) = control.events.try_recv() {
+            control.world.note(&event);
+        }
+        control.world.figures().1
+    }
+
     /// What the status of an Ingress would say about a refusal.
     pub(crate) fn refused(&self, name: &str) -> String {
         match self.pending(name) {
@@ -611,6 +620,16 @@ impl<'a> Request<'a> {
 }
 
 impl Answer {
+    /// The whole body, as JSON.
+    pub(crate) fn raw(&self) -> String {
+        self.body.to_string()
+    }
+
+    /// The whole body, where it is no JSON.
+    pub(crate) fn body(&self) -> &str {
+        self.body.as_str().unwrap_or_default()
+    }
+
     pub(crate) fn text(&self, field: &str) -> &str {
         self.body[field].as_str().unwrap_or_default()
     }
@@ -622,9 +641,14 @@ impl Answer {
 
 /// Starts a gateway. It ends when the process handle is dropped.
 pub(crate) fn spawn(program: &Path, bootstrap: &Bootstrap) -> (Child, tempfile::TempDir) {
+    spawn_text(program, bootstrap, &bootstrap.render())
+}
+
+/// With another text than the bootstrap's own.
+pub(crate) fn spawn_text(program: &Path, bootstrap: &Bootstrap, text: &str) -> (Child, tempfile::TempDir) {
     let files = tempfile::tempdir().unwrap();
-    let config = files.path().join("envoy.json");
-    std::fs::write(&config, bootstrap.render()).unwrap();
+    let config = files.path().join("envoy.yaml");
+    std::fs::write(&config, text).unwrap();
     let envoy = tokio::process::Command::new(program)
         .args(bootstrap.arguments(&config))
         .stdin(Stdio::null())
