@@ -4,6 +4,10 @@
 //! that do not know who started them. The webhook and HPA roles are not part of this build yet: asking for them is an
 //! error, not a silent gap.
 
+mod admin;
+mod client;
+mod environment;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +15,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use controller::{Context, Tasks};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use observe::Registry;
+
+pub use crate::environment::arguments;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Role {
@@ -27,24 +33,34 @@ pub enum Role {
 #[command(name = "control-plane", version, about = "The Knative Serving and Kourier control plane")]
 pub struct Options {
     /// What this process does.
-    #[arg(long, value_enum, value_delimiter = ',', required = true)]
+    #[arg(long, env = "ROLES", value_enum, value_delimiter = ',', required = true)]
     pub roles: Vec<Role>,
 
     /// Kubeconfig file; without it KUBECONFIG, then the pod's service account.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Address of the Kubernetes API, instead of the kubeconfig's.
-    #[arg(long, value_name = "URL")]
+    /// Address of the Kubernetes API, instead of the kubeconfig's, or without one.
+    #[arg(long, alias = "master", value_name = "URL")]
     pub server: Option<String>,
+
+    /// Which cluster of the kubeconfig.
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+
+    /// Accepted and not used: the API server limits its clients by itself.
+    #[arg(long, env = "KUBE_API_QPS", hide = true)]
+    pub kube_api_qps: Option<String>,
+    #[arg(long, env = "KUBE_API_BURST", hide = true)]
+    pub kube_api_burst: Option<String>,
 
     /// Namespace of Knative's ConfigMaps.
     #[arg(long, env = "SYSTEM_NAMESPACE", default_value = "knative-serving")]
     pub system_namespace: String,
 
-    /// DNS suffix of the cluster.
-    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
-    pub cluster_domain: String,
+    /// DNS suffix of the cluster; without it, what the search list of `/etc/resolv.conf` says.
+    #[arg(long, env = "CLUSTER_DOMAIN")]
+    pub cluster_domain: Option<String>,
 
     /// Name and address of this pod, for the autoscaler.
     #[arg(long, env = "POD_NAME", default_value = "")]
@@ -60,6 +76,10 @@ pub struct Options {
     #[arg(long, default_value = "0.0.0.0:18000")]
     pub xds_address: SocketAddr,
 
+    /// Where Kubernetes asks whether the process is well (controller role).
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub health_address: SocketAddr,
+
     /// Write without leader election: for a single replica.
     #[arg(long)]
     pub disable_ha: bool,
@@ -74,14 +94,41 @@ pub struct Options {
 /// # Errors
 /// If the API cannot be reached, a role cannot start, or an option is missing for a chosen role.
 pub async fn run(options: Options) -> Result<()> {
-    let client = client(&options).await?;
+    let client = client::connect(&options).await?;
+    let environment = |name: &str| std::env::var(name).ok();
+    client::check_version(&client, environment("KUBERNETES_MIN_VERSION").as_deref()).await?;
     let tasks = Tasks::new();
     let mut ctx = Context::new(client, tasks.clone());
     ctx.system_namespace.clone_from(&options.system_namespace);
-    ctx.cluster_domain.clone_from(&options.cluster_domain);
+    ctx.cluster_domain = options.cluster_domain.clone().filter(|domain| !domain.is_empty()).unwrap_or_else(|| {
+        environment::cluster_domain(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+    });
+
+    let registry = Registry::new();
+    admin::describe_process(&registry);
+    admin::describe_queues(&registry, &ctx);
+    let _metrics = match admin::metrics_address(&ctx, environment).await? {
+        Some(address) => Some(admin::serve(address, &registry, &tasks).await?),
+        None => None,
+    };
     let roles: BTreeSet<Role> = options.roles.iter().copied().collect();
+    // Gateways and activators ask the other roles on their own ports.
+    let _health = match roles.contains(&Role::Controller) && !roles.contains(&Role::Autoscaler) {
+        true => Some(admin::serve(options.health_address, &registry, &tasks).await?),
+        false => None,
+    };
     for role in roles {
-        start(role, &ctx, &options).await.with_context(|| format!("role {role:?} cannot start"))?;
+        // A signal ends a start that waits for something as well.
+        tokio::select! {
+            started = start(role, &ctx, &options, &registry) => {
+                started.with_context(|| format!("role {role:?} cannot start"))?;
+            }
+            signal = wait_for_signal() => {
+                signal?;
+                tasks.shutdown().await;
+                return Ok(());
+            }
+        }
         tracing::info!(?role, "started");
     }
     wait_for_signal().await?;
@@ -89,7 +136,7 @@ pub async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-async fn start(role: Role, ctx: &Context, options: &Options) -> Result<()> {
+async fn start(role: Role, ctx: &Context, options: &Options, registry: &Registry) -> Result<()> {
     match role {
         Role::Controller => serving::run(ctx.clone(), serving::Options::default()).await?,
         Role::Autoscaler => {
@@ -110,7 +157,8 @@ async fn start(role: Role, ctx: &Context, options: &Options) -> Result<()> {
             let mut role = ingress::Options::from_environment(environment).map_err(anyhow::Error::msg)?;
             role.xds_listen = options.xds_address;
             role.replica = (!options.disable_ha).then(|| identity(options));
-            drop(ingress::run(ctx.clone(), role).await?);
+            let handle = ingress::run(ctx.clone(), role).await?;
+            admin::describe_gateways(registry, handle);
         }
     }
     Ok(())
@@ -121,22 +169,6 @@ fn identity(options: &Options) -> String {
     let host = [options.pod_name.clone(), std::env::var("HOSTNAME").unwrap_or_default()];
     let host = host.into_iter().find(|name| !name.is_empty()).unwrap_or_else(|| "control-plane".to_owned());
     format!("{host}_{}", uuid::Uuid::new_v4())
-}
-
-async fn client(options: &Options) -> Result<kube::Client> {
-    let mut config = match &options.kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path).with_context(|| format!("cannot read {}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?
-        }
-        None => kube::Config::infer()
-            .await
-            .context("no kubeconfig and not in a cluster: name a kubeconfig with --kubeconfig or KUBECONFIG")?,
-    };
-    if let Some(server) = &options.server {
-        config.cluster_url = server.parse().with_context(|| format!("--server {server} is no URL"))?;
-    }
-    Ok(kube::Client::try_from(config)?)
 }
 
 async fn wait_for_signal() -> Result<()> {

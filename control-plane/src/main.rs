@@ -10,7 +10,7 @@ use control_plane::Options;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = Options::parse_from(control_plane::arguments(std::env::args_os()));
     observe::logging("control-plane", &options.log);
     // More than one dependency could race for the default provider.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {

@@ -1,0 +1,151 @@
+//! Metrics of the process and, for roles whose pods Kubernetes asks over HTTP, health.
+//!
+//! As upstream, there is a port for metrics only when `config-observability` says `metrics-protocol: prometheus`.
+
+use std::{net::SocketAddr, time::SystemTime};
+
+use anyhow::{Context as _, Result};
+use api::config::Observability;
+use controller::{Config, Context, Tasks};
+use observe::{AdminHandle, Registry};
+
+/// Where metrics are served, if anywhere.
+///
+/// # Errors
+/// If `METRICS_PROMETHEUS_HOST`, `METRICS_PROMETHEUS_PORT` or `metrics-endpoint` are no address.
+pub(crate) async fn metrics_address(ctx: &Context, get: impl Fn(&str) -> Option<String>) -> Result<Option<SocketAddr>> {
+    let name = get("CONFIG_OBSERVABILITY_NAME").unwrap_or_else(|| api::config::names::OBSERVABILITY.to_owned());
+    // Once per process.
+    let name: &'static str = Box::leak(name.into_boxed_str());
+    let config = match Config::watch(ctx, name, Observability::parse).await {
+        Ok(config) => config.load(),
+        Err(error) => {
+            tracing::info!("{error}; no metrics are served");
+            return Ok(None);
+        }
+    };
+    address(&config, get)
+}
+
+fn address(config: &Observability, get: impl Fn(&str) -> Option<String>) -> Result<Option<SocketAddr>> {
+    if config.metrics.protocol != "prometheus" {
+        return Ok(None);
+    }
+    let text = |name: &str, default: &str| get(name).filter(|text| !text.is_empty()).unwrap_or(default.to_owned());
+    let usual = format!("{}:{}", text("METRICS_PROMETHEUS_HOST", "0.0.0.0"), text("METRICS_PROMETHEUS_PORT", "9090"));
+    let chosen = match config.metrics.endpoint.as_str() {
+        "" => usual,
+        // How Go says any address.
+        endpoint => endpoint.strip_prefix(':').map_or(endpoint.to_owned(), |port| format!("0.0.0.0:{port}")),
+    };
+    let parsed = chosen.parse().with_context(|| format!("metrics cannot be served on {chosen}: it is no address"))?;
+    Ok(Some(parsed))
+}
+
+/// Serves `/metrics`, `/health` and `/readiness`; the last fails once the process is stopping.
+pub(crate) async fn serve(address: SocketAddr, registry: &Registry, tasks: &Tasks) -> Result<AdminHandle> {
+    let tasks = tasks.clone();
+    let unready = move || tasks.is_cancelled().then(|| "stopping\n".to_owned());
+    Ok(observe::serve_admin(address, registry.clone(), unready).await?)
+}
+
+/// What every process tells about itself, looked up when somebody asks.
+pub(crate) fn describe_process(registry: &Registry) {
+    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
+    registry.gauge("process_start_time_seconds", "Start of the process, since the epoch.", &[]).set(started);
+    registry.on_render(|registry| {
+        let Some(process) = Process::read() else { return };
+        let set = |name, help, value| registry.gauge(name, help, &[]).set(value);
+        set("process_cpu_seconds_total", "Processor time used.", process.cpu_seconds);
+        set("process_resident_memory_bytes", "Memory in use.", process.resident);
+        set("process_virtual_memory_bytes", "Address space in use.", process.virtual_);
+        set("process_open_fds", "Open files and sockets.", process.files);
+    });
+}
+
+/// Every work queue, under upstream's names.
+pub(crate) fn describe_queues(registry: &Registry, ctx: &Context) {
+    let queues = ctx.queues.clone();
+    registry.on_render(move |registry| {
+        for (name, figures) in queues.figures() {
+            let labels: &[(&str, &str)] = &[("name", name)];
+            registry.gauge("kn_workqueue_depth", "Keys that wait.", labels).set(figures.depth as f64);
+            let raise = |family, help, value: u64| {
+                let counter = registry.counter(family, help, labels);
+                counter.add(value.saturating_sub(counter.get()));
+            };
+            raise("kn_workqueue_adds_total", "Keys put into the queue.", figures.adds);
+            raise("kn_workqueue_retries_total", "Keys put back after a failure.", figures.retries);
+        }
+    });
+}
+
+/// What the gateways of each fleet have in force.
+pub(crate) fn describe_gateways(registry: &Registry, handle: ingress::Handle) {
+    registry.on_render(move |registry| {
+        for fleet in handle.fleets() {
+            let labels: &[(&str, &str)] = &[("fleet", fleet.name)];
+            let set = |family, help, value: u64| registry.gauge(family, help, labels).set(value as f64);
+            set("kourier_gateways", "Gateways connected to this replica.", fleet.gateways);
+            set("kourier_ingresses", "Ingresses that the fleet carries.", fleet.ingresses);
+            set("kourier_refused_resources", "Resources of which a gateway refused the newest version.", fleet.refused);
+        }
+    });
+}
+
+struct Process {
+    cpu_seconds: f64,
+    resident: f64,
+    virtual_: f64,
+    files: f64,
+}
+
+impl Process {
+    fn read() -> Option<Self> {
+        /// Linux counts in hundredths of a second for programs.
+        const TICKS: f64 = 100.0;
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        // The second field is a name in brackets, which may hold anything.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? * 1024.0)
+        };
+        let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        Some(Process {
+            cpu_seconds: (ticks(11)? + ticks(12)?) / TICKS,
+            virtual_: bytes("VmSize")?,
+            resident: bytes("VmRSS")?,
+            files: files as f64,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(data: &[(&str, &str)], environment: &[(&str, &str)]) -> Option<String> {
+        let data = data.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let config = Observability::parse(&data).unwrap();
+        let get = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        address(&config, get).unwrap().map(|address| address.to_string())
+    }
+
+    #[test]
+    fn metrics_are_served_only_when_asked_for() {
+        assert_eq!(at(&[], &[]), None);
+        let prometheus = ("metrics-protocol", "prometheus");
+        assert_eq!(at(&[prometheus], &[]).as_deref(), Some("0.0.0.0:9090"));
+        assert_eq!(at(&[prometheus, ("metrics-endpoint", ":9091")], &[]).as_deref(), Some("0.0.0.0:9091"));
+        assert_eq!(at(&[prometheus], &[("METRICS_PROMETHEUS_PORT", "9191")]).as_deref(), Some("0.0.0.0:9191"));
+    }
+
+    #[test]
+    fn a_process_knows_its_size() {
+        let process = Process::read().unwrap();
+        assert!(process.resident > 1e6 && process.files > 2.0);
+    }
+}
