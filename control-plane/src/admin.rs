@@ -5,9 +5,9 @@
 use std::{net::SocketAddr, time::SystemTime};
 
 use anyhow::{Context as _, Result};
-use api::config::Observability;
+use api::config::{Level, Logging, Observability};
 use controller::{Config, Context, Tasks};
-use observe::{AdminHandle, Registry};
+use observe::{AdminHandle, LogLevel, Registry};
 
 /// Where metrics are served, if anywhere.
 ///
@@ -28,6 +28,9 @@ pub(crate) async fn metrics_address(ctx: &Context, get: impl Fn(&str) -> Option<
 }
 
 fn address(config: &Observability, get: impl Fn(&str) -> Option<String>) -> Result<Option<SocketAddr>> {
+    if config.runtime_profiling {
+        tracing::warn!("runtime-profiling is enabled, but there are no Go profiles of this process; use perf");
+    }
     if config.metrics.protocol != "prometheus" {
         return Ok(None);
     }
@@ -47,6 +50,38 @@ pub(crate) async fn serve(address: SocketAddr, registry: &Registry, tasks: &Task
     let tasks = tasks.clone();
     let unready = move || tasks.is_cancelled().then(|| "stopping\n".to_owned());
     Ok(observe::serve_admin(address, registry.clone(), unready).await?)
+}
+
+/// Logs as much as `config-logging` says for the component, from now on.
+pub(crate) async fn follow_level(
+    ctx: &Context,
+    get: impl Fn(&str) -> Option<String>,
+    component: &'static str,
+    level: LogLevel,
+) {
+    let name = get("CONFIG_LOGGING_NAME").unwrap_or_else(|| api::config::names::LOGGING.to_owned());
+    // Once per process.
+    let name: &'static str = Box::leak(name.into_boxed_str());
+    // Without it, what the command line says holds.
+    let Ok(config) = Config::watch(ctx, name, Logging::parse).await else { return };
+    let followed = config.clone();
+    let apply = move || {
+        if let Some(wanted) = followed.load().level(component) {
+            level.set(filter(wanted));
+            tracing::debug!(component, "the log level is that of the ConfigMap now");
+        }
+    };
+    apply();
+    config.on_change(apply);
+}
+
+fn filter(level: Level) -> &'static str {
+    match level {
+        Level::Debug => "debug,hyper=info,h2=info,tower=info,rustls=info,kube=info",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error | Level::DPanic | Level::Panic | Level::Fatal => "error",
+    }
 }
 
 /// What every process tells about itself, looked up when somebody asks.

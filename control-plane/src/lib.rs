@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use controller::{Context, Tasks};
-use observe::Registry;
+use observe::{LogLevel, Registry};
 
 pub use crate::environment::arguments;
 
@@ -89,11 +89,24 @@ pub struct Options {
     pub log: String,
 }
 
+// === impl Role ===
+
+impl Role {
+    /// The name of upstream's process, in `config-logging` for instance.
+    fn component(self) -> &'static str {
+        match self {
+            Role::Controller => "controller",
+            Role::Autoscaler => "autoscaler",
+            Role::Ingress => "net-kourier-controller",
+        }
+    }
+}
+
 /// Runs the roles until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// If the API cannot be reached, a role cannot start, or an option is missing for a chosen role.
-pub async fn run(options: Options) -> Result<()> {
+pub async fn run(options: Options, level: LogLevel) -> Result<()> {
     let client = client::connect(&options).await?;
     let environment = |name: &str| std::env::var(name).ok();
     client::check_version(&client, environment("KUBERNETES_MIN_VERSION").as_deref()).await?;
@@ -112,6 +125,9 @@ pub async fn run(options: Options) -> Result<()> {
         None => None,
     };
     let roles: BTreeSet<Role> = options.roles.iter().copied().collect();
+    if let Some(first) = roles.first() {
+        admin::follow_level(&ctx, environment, first.component(), level).await;
+    }
     // Gateways and activators ask the other roles on their own ports.
     let _health = match roles.contains(&Role::Controller) && !roles.contains(&Role::Autoscaler) {
         true => Some(admin::serve(options.health_address, &registry, &tasks).await?),

@@ -11,7 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let options = Options::parse_from(control_plane::arguments(std::env::args_os()));
-    observe::logging("control-plane", &options.log);
+    let level = observe::logging("control-plane", &options.log);
     // More than one dependency could race for the default provider.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider is installed already");
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(control_plane::run(options)) {
+    match runtime.block_on(control_plane::run(options, level)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("control-plane: {error:#}");

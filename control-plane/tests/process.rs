@@ -262,6 +262,7 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     cluster.config_map("config-leader-election", json!({"retry-period": "1s"}));
     let endpoint = json!({"metrics-protocol": "prometheus", "metrics-endpoint": metrics.to_string()});
     cluster.config_map("config-observability", endpoint);
+    cluster.config_map("config-logging", json!({}));
     let app = backend().await;
     cluster.service("default", "app", app);
     // As upstream's manifest starts it, from a kubeconfig: a flag with one dash, flags of Go's logger, its environment.
@@ -311,6 +312,15 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     }
     assert!(text.contains("kn_workqueue_adds_total{name=\"ingress-controller\"}"), "{text}");
     assert!(text.contains("process_resident_memory_bytes"), "{text}");
+
+    // What is logged follows config-logging.
+    assert!(!role.log().contains("\"level\":\"DEBUG\""), "{}", role.log());
+    cluster.config_map("config-logging", json!({"loglevel.net-kourier-controller": "debug"}));
+    role.until("more in the log", async || {
+        let log = std::fs::read_to_string(cluster.files.path().join("role.log")).unwrap();
+        log.contains("the log level is that of the ConfigMap now")
+    })
+    .await;
 
     // Gone and back: the gateway goes on, and takes what is new.
     role.stop().await;

@@ -8,5 +8,5 @@ mod logging;
 mod metrics;
 
 pub use admin::{AdminHandle, serve_admin};
-pub use logging::logging;
+pub use logging::{LogLevel, logging};
 pub use metrics::{Counter, Gauge, Histogram, LATENCY_SECONDS, Registry};
