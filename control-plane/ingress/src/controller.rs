@@ -11,7 +11,12 @@ mod reconcile;
 mod view;
 
 use futures::future::BoxFuture;
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use api::{
     config::{self, LeaderElection, Network},
@@ -20,6 +25,7 @@ use api::{
 use controller::{Cache, Change, Config, Context, Election, Leadership, ObjectKey, Queue, Recorder};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
+use parking_lot::Mutex;
 use xds::{Event, Server, Xds};
 
 use self::{
@@ -29,7 +35,6 @@ use self::{
 };
 use crate::{
     options::{Options, Settings},
-    probe::Prober,
     settings::Values,
 };
 
@@ -70,6 +75,8 @@ impl Handle {
     }
 }
 
+/// Reason of the event about something that a gateway does not take.
+const REFUSED: &str = "GatewayRefused";
 const LEASE: &str = "net-kourier-controller.knative.dev.net-kourier.pkg.reconciler.ingress.reconciler";
 
 /// Starts the role: waits for the caches, translates what there is, and only then opens the xDS port, so that a gateway
@@ -103,9 +110,13 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         settings: config_maps.get(&ctx.system_namespace, config::names::KOURIER),
         recorder: recorder.clone(),
     };
-    role.prime();
+    let primed = Mutex::new(role.prime());
     let handler = role.clone();
-    ingresses.on_event(move |change| handler.ingress(change));
+    ingresses.on_event(move |change| {
+        // What was translated a moment ago is shown once more.
+        let seen = primed.lock().remove(&ObjectKey::of(&**change.object()));
+        handler.ingress(change, seen.is_some() && seen == change.object().resource_version());
+    });
     let handler = role.clone();
     caches.services.on_event(move |change| handler.service(&ObjectKey::of(&**change.object())));
     let handler = role.clone();
@@ -144,23 +155,21 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         }
     });
     for (view, mut events) in views.iter().cloned().zip(events) {
-        let noting = role.clone();
-        let noted = view.clone();
+        let (noting, noted, leading) = (role.clone(), view.clone(), leadership.clone());
         ctx.tasks.spawn("refusals", async move {
             while let Some(event) = events.recv().await {
-                noting.refusal(&noted, &event);
+                noting.refusal(&noted, &event, &leading);
             }
         });
+        if let Some(prober) = view.prober.clone() {
+            let queue = queue.clone();
+            ctx.tasks.spawn("prober", prober.run(move |key| queue.add(key)));
+        }
         let queue = queue.clone();
         ctx.tasks.spawn("acknowledged", async move { view.wake(&queue).await });
     }
-    let prober = options.probe.map(Prober::new);
-    if let Some(prober) = prober.clone() {
-        let queue = queue.clone();
-        ctx.tasks.spawn("prober", prober.run(move |key| queue.add(key)));
-    }
     let xds = views.rest().xds.clone();
-    let reconciler = Arc::new(Reconciler::new(views.clone(), prober, leadership, &ctx));
+    let reconciler = Arc::new(Reconciler::new(views.clone(), leadership, &ctx));
     controller::drive(&ctx, &ingresses, &queue, reconciler, &recorder, options.workers);
     Ok(Handle { xds_address, xds, views })
 }
@@ -180,24 +189,26 @@ struct Role {
 // === impl Role ===
 
 impl Role {
-    /// Older Ingresses first: they keep their hosts when two claim the same.
-    fn prime(&self) {
+    /// Older Ingresses first: they keep their hosts when two claim the same. Returns what was seen, in which version.
+    fn prime(&self) -> HashMap<ObjectKey, String> {
         let mut all: Vec<Arc<Ingress>> =
             self.ingresses.list().into_iter().filter(|ingress| self.is_served(ingress)).collect();
         all.sort_by_key(|ingress| (ingress.creation_timestamp(), ObjectKey::of(&**ingress)));
         tracing::info!("Priming the config with {} ingresses", all.len());
-        for ingress in all {
-            self.views.apply(&ingress);
+        for ingress in &all {
+            self.views.apply(ingress);
         }
+        all.iter().filter_map(|ingress| Some((ObjectKey::of(&**ingress), ingress.resource_version()?))).collect()
     }
 
     fn is_served(&self, ingress: &Ingress) -> bool {
         self.views.fleets().serve(ingress) && ingress.metadata.deletion_timestamp.is_none()
     }
 
-    fn ingress(&self, change: &Change<'_, Ingress>) {
+    fn ingress(&self, change: &Change<'_, Ingress>, seen: bool) {
         let key = ObjectKey::of(&**change.object());
         let again = match change {
+            Change::Applied { .. } if seen => BTreeSet::new(),
             Change::Applied { old, new } if self.is_served(new) => {
                 let same = old.is_some_and(|old| {
                     old.metadata.generation == new.metadata.generation
@@ -244,15 +255,20 @@ impl Role {
         self.translate_again(again);
     }
 
-    /// A refusal is shown on the Ingresses that caused it; if it concerns what they share, on the settings.
-    fn refusal(&self, view: &View, event: &Event) {
+    /// A refusal is shown in the status of the Ingresses that caused it. It is an event where this replica writes no
+    /// statuses, and on the settings if it concerns what all Ingresses share.
+    fn refusal(&self, view: &View, event: &Event, leadership: &Leadership) {
         tracing::warn!(fleet = view.name(), ?event, "a gateway answered");
         let owners = view.world.lock().note(event);
-        if let (Event::Rejected { kind, name, node, message, .. }, Some(settings), true) =
-            (event, &self.settings, owners.is_empty())
-        {
+        if let Event::Rejected { kind, name, node, message, .. } = event {
             let text = format!("gateway {node} refused the {kind} {name} and keeps the last good one: {message}");
-            self.recorder.warning(&**settings, "GatewayRefused", &text);
+            let elsewhere = owners.iter().filter(|owner| !leadership.leads(owner));
+            for ingress in elsewhere.filter_map(|owner| self.ingresses.get_key(owner)) {
+                self.recorder.warning(&*ingress, REFUSED, &text);
+            }
+            if let (Some(settings), true) = (&self.settings, owners.is_empty()) {
+                self.recorder.warning(&**settings, REFUSED, &text);
+            }
         }
         owners.into_iter().for_each(|owner| self.queue.add(owner));
     }

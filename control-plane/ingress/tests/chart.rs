@@ -1,9 +1,12 @@
 //! `charts/kourier` against the contract: the templates hold nothing but values, so that rendering them here is
-//! replacing those.
+//! replacing those, and leaving out files that a value asks for.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn chart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/kourier")
@@ -15,11 +18,23 @@ fn parse(text: &str) -> Vec<Value> {
 }
 
 fn render() -> Vec<Value> {
+    render_with(|_| {})
+}
+
+/// With other values than the chart's own.
+fn render_with(change: impl Fn(&mut Value)) -> Vec<Value> {
     let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
-    let values = parse(&read(chart().join("values.yaml"))).remove(0);
+    let mut values = parse(&read(chart().join("values.yaml"))).remove(0);
+    change(&mut values);
     let mut objects = Vec::new();
     for entry in std::fs::read_dir(chart().join("templates")).unwrap() {
         let mut text = read(entry.unwrap().path());
+        // A whole file may depend on a value.
+        if let Some(rest) = text.strip_prefix("{{- if .Values.") {
+            let (path, body) = rest.split_once(" }}").unwrap();
+            let wanted = values.pointer(&format!("/{}", path.replace('.', "/"))) == Some(&Value::Bool(true));
+            text = if wanted { body.trim_end().strip_suffix("{{- end }}").unwrap().to_owned() } else { String::new() };
+        }
         while let Some(start) = text.find("{{") {
             let end = start + text[start..].find("}}").unwrap() + 2;
             let path = text[start + 2..end - 2].trim().to_owned();
@@ -76,9 +91,66 @@ fn objects_ports_and_probes_are_those_of_the_contract() {
 
     let controller = find(&objects, "Deployment", system, "net-kourier-controller");
     let container = &controller["spec"]["template"]["spec"]["containers"][0];
+    let probe = |name: &str, failures: i64| {
+        let probe = &container[name];
+        assert_eq!((&probe["grpc"]["port"], &probe["periodSeconds"]), (&18000.into(), &10.into()), "{name}");
+        assert_eq!(probe["failureThreshold"], failures, "{name}");
+    };
+    assert_eq!(container["name"], "controller");
+    probe("readinessProbe", 3);
+    probe("livenessProbe", 6);
+    let start = &container["startupProbe"];
+    let patience = start["periodSeconds"].as_i64().unwrap() * start["failureThreshold"].as_i64().unwrap();
+    assert!(patience >= 300, "nobody is killed for reading a large cluster");
+    let environment: BTreeMap<&str, &str> = container["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|variable| (variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap_or("from a field")))
+        .collect();
+    for (name, value) in [
+        ("CERTS_SECRET_NAMESPACE", ""),
+        ("CERTS_SECRET_NAME", ""),
+        ("SYSTEM_NAMESPACE", "from a field"),
+        ("KOURIER_GATEWAY_NAMESPACE", gateway),
+        ("ENABLE_SECRET_INFORMER_FILTERING_BY_CERT_UID", "false"),
+        ("KOURIER_GATEWAYS", ""),
+        ("KUBE_API_BURST", "200"),
+        ("KUBE_API_QPS", "200"),
+    ] {
+        assert_eq!(environment.get(name), Some(&value), "{name}");
+    }
+    let security = &container["securityContext"];
+    assert_eq!((&security["runAsNonRoot"], &security["readOnlyRootFilesystem"]), (&true.into(), &true.into()));
+    for deployment in ["net-kourier-controller", "3scale-kourier-gateway"] {
+        let namespace = if deployment.starts_with("net") { system } else { gateway };
+        let spec = &find(&objects, "Deployment", namespace, deployment)["spec"];
+        assert_eq!(spec["template"]["metadata"]["labels"]["app"], deployment);
+        assert_eq!(spec["selector"]["matchLabels"]["app"], deployment);
+        let rolling = &spec["strategy"]["rollingUpdate"];
+        assert_eq!((&rolling["maxUnavailable"], &rolling["maxSurge"]), (&0.into(), &"100%".into()));
+    }
+    for object in &objects {
+        let labels = &object["metadata"]["labels"];
+        assert_eq!(labels["networking.knative.dev/ingress-provider"], "kourier", "{object}");
+        assert_eq!(labels["app.kubernetes.io/component"], "net-kourier", "{object}");
+    }
+    let autoscaler = &find(&objects, "HorizontalPodAutoscaler", gateway, "3scale-kourier-gateway")["spec"];
+    assert_eq!((&autoscaler["minReplicas"], &autoscaler["maxReplicas"]), (&1.into(), &10.into()));
+    let deployment = find(&objects, "Deployment", gateway, "3scale-kourier-gateway");
+    assert!(deployment["spec"]["replicas"].is_null(), "the autoscaler decides");
+    let template = &deployment["spec"]["template"];
+    assert_eq!(template["metadata"]["annotations"]["networking.knative.dev/poke"], "v0.26");
+    assert_eq!(template["spec"]["containers"][0]["command"], json!(["/usr/local/bin/envoy"]));
     assert_eq!(
-        (&container["name"], &container["readinessProbe"]["grpc"]["port"]),
-        (&"controller".into(), &18000.into())
+        template["spec"]["containers"][0]["args"],
+        json!([
+            "--base-id 1",
+            "-c /tmp/config/envoy-bootstrap.yaml",
+            "--log-level info",
+            "--drain-time-s $(DRAIN_TIME_SECONDS)",
+            "--drain-strategy immediate"
+        ])
     );
     let pod = &find(&objects, "Deployment", gateway, "3scale-kourier-gateway")["spec"]["template"]["spec"];
     let container = &pod["containers"][0];
@@ -118,10 +190,39 @@ fn the_controller_may_do_what_it_does_and_no_more() {
         let rule = rules.iter().find(|rule| rule["resources"].as_array().unwrap().contains(&resource.into()));
         serde_json::from_value(rule.unwrap()["verbs"].clone()).unwrap()
     };
+    let all: BTreeSet<String> = rules
+        .iter()
+        .flat_map(|rule| serde_json::from_value::<Vec<String>>(rule["resources"].clone()).unwrap())
+        .collect();
+    let granted = [
+        "configmaps",
+        "endpointslices",
+        "events",
+        "ingresses",
+        "ingresses/status",
+        "leases",
+        "pods",
+        "secrets",
+        "services",
+    ];
+    assert_eq!(all, granted.map(str::to_owned).into(), "no more than upstream");
+    assert_eq!(verbs("events"), ["create", "update", "patch"]);
     assert_eq!(verbs("ingresses/status"), ["update"]);
     assert_eq!(verbs("ingresses"), ["get", "list", "watch", "patch"]);
     assert_eq!(verbs("secrets"), ["get", "list", "watch"]);
     assert!(verbs("leases").contains(&"create".to_owned()));
+}
+
+#[test]
+fn the_port_with_the_keys_can_be_closed_to_strangers() {
+    assert!(render().iter().all(|object| object["kind"] != "NetworkPolicy"), "only if asked for");
+    let objects = render_with(|values| values["controller"]["networkPolicy"] = json!(true));
+    let policy = &find(&objects, "NetworkPolicy", "knative-serving", "net-kourier-controller")["spec"];
+    assert_eq!(policy["podSelector"]["matchLabels"]["app"], "net-kourier-controller");
+    let rule = &policy["ingress"][0];
+    assert_eq!(rule["ports"][0]["port"], 18000);
+    let namespace = &rule["from"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"];
+    assert_eq!(namespace, "kourier-system");
 }
 
 #[test]

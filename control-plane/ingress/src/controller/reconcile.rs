@@ -11,17 +11,10 @@ use controller::{Context, Error, Leadership, ObjectKey, Reconcile};
 use kube::ResourceExt;
 
 use super::view::{View, Views};
-use crate::{
-    fleets::Part,
-    hash::ingress_hash,
-    probe::{self, Prober},
-    translate::defaulted,
-    world::Pending,
-};
+use crate::{fleets::Part, hash::ingress_hash, probe, translate::defaulted, world::Pending};
 
 pub(super) struct Reconciler {
     views: Views,
-    prober: Option<Prober>,
     leadership: Leadership,
     cluster_domain: String,
 }
@@ -46,8 +39,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 // === impl Reconciler ===
 
 impl Reconciler {
-    pub(super) fn new(views: Views, prober: Option<Prober>, leadership: Leadership, ctx: &Context) -> Self {
-        Reconciler { views, prober, leadership, cluster_domain: ctx.cluster_domain.clone() }
+    pub(super) fn new(views: Views, leadership: Leadership, ctx: &Context) -> Self {
+        Reconciler { views, leadership, cluster_domain: ctx.cluster_domain.clone() }
     }
 
     /// What the fleets that carry it say together: the worst.
@@ -60,15 +53,15 @@ impl Reconciler {
         }
         let (mut waiting, mut gateways) = (false, true);
         for (view, part) in carrying {
-            match self.pending(view, &key, generation).await {
+            match pending(view, &key, generation).await {
                 Pending::Nothing | Pending::Gateways { .. } if was_ready => {}
-                Pending::Nothing => waiting |= !self.unseen_have(view, part, ingress),
+                Pending::Nothing => waiting |= !unseen_have(view, part, ingress),
                 // Nobody is connected here: all there are must be asked.
                 Pending::Gateways { revision } if view.xds.settled().borrow().gateways == 0 => {
                     view.wait(revision, key.clone());
-                    match &self.prober {
+                    match &view.prober {
                         Some(_) if view.unseen().is_empty() => gateways = false,
-                        Some(_) => waiting |= !self.unseen_have(view, part, ingress),
+                        Some(_) => waiting |= !unseen_have(view, part, ingress),
                         None => waiting = true,
                     }
                 }
@@ -83,31 +76,10 @@ impl Reconciler {
         }
     }
 
-    async fn pending(&self, view: &View, key: &ObjectKey, generation: i64) -> Pending {
-        let mut settled = view.xds.settled();
-        let now = *settled.borrow_and_update();
-        let pending = view.world.lock().pending(key, generation, now);
-        let Pending::Gateways { revision } = pending else { return pending };
-        // Registered before the last look, so that no acknowledgement falls between.
-        view.wait(revision, key.clone());
-        let there = |settled: &xds::Settled| settled.gateways > 0 && settled.revision >= revision;
-        if now.gateways > 0 {
-            let _ = tokio::time::timeout(PATIENCE, settled.wait_for(there)).await;
+    fn forget_probes(&self, key: &ObjectKey) {
+        for prober in self.views.iter().filter_map(|view| view.prober.as_ref()) {
+            prober.forget(key);
         }
-        let now = *settled.borrow();
-        view.world.lock().pending(key, generation, now)
-    }
-
-    /// Whether the gateways that are connected elsewhere have it.
-    fn unseen_have(&self, view: &View, part: Part, ingress: &Ingress) -> bool {
-        let Some(prober) = &self.prober else { return true };
-        let unseen = view.unseen();
-        if unseen.is_empty() {
-            return true;
-        }
-        let spec = defaulted(&ingress.spec);
-        let hash = ingress_hash(&spec, &ingress.namespace().unwrap_or_default(), &ingress.name_any());
-        prober.check(&ObjectKey::of(ingress), &hash, &probe::targets(&spec, part, view.ports), &unseen)
     }
 
     /// The addresses under which it can be reached, from outside and from inside.
@@ -125,6 +97,33 @@ impl Reconciler {
     }
 }
 
+async fn pending(view: &View, key: &ObjectKey, generation: i64) -> Pending {
+    let mut settled = view.xds.settled();
+    let now = *settled.borrow_and_update();
+    let pending = view.world.lock().pending(key, generation, now);
+    let Pending::Gateways { revision } = pending else { return pending };
+    // Registered before the last look, so that no acknowledgement falls between.
+    view.wait(revision, key.clone());
+    let there = |settled: &xds::Settled| settled.gateways > 0 && settled.revision >= revision;
+    if now.gateways > 0 {
+        let _ = tokio::time::timeout(PATIENCE, settled.wait_for(there)).await;
+    }
+    let now = *settled.borrow();
+    view.world.lock().pending(key, generation, now)
+}
+
+/// Whether the gateways that are connected elsewhere have it.
+fn unseen_have(view: &View, part: Part, ingress: &Ingress) -> bool {
+    let Some(prober) = &view.prober else { return true };
+    let unseen = view.unseen();
+    if unseen.is_empty() {
+        return true;
+    }
+    let spec = defaulted(&ingress.spec);
+    let hash = ingress_hash(&spec, &ingress.namespace().unwrap_or_default(), &ingress.name_any());
+    prober.check(&ObjectKey::of(ingress), &hash, &probe::targets(&spec, part, view.ports), &unseen)
+}
+
 impl Reconcile for Reconciler {
     type Kind = Ingress;
 
@@ -140,9 +139,7 @@ impl Reconcile for Reconciler {
     }
 
     fn deleted(&self, key: &ObjectKey) {
-        if let Some(prober) = &self.prober {
-            prober.forget(key);
-        }
+        self.forget_probes(key);
     }
 
     async fn reconcile(&self, ingress: &mut Ingress) -> Result<(), Error> {
@@ -155,8 +152,8 @@ impl Reconcile for Reconciler {
             && ingress.observed()
             && ingress.condition(LOAD_BALANCER_READY).is_some_and(|condition| condition.is_true());
         let progress = self.progress(ingress, was_ready).await;
-        if let (true, Some(prober)) = (was_ready, &self.prober) {
-            prober.forget(&ObjectKey::of(ingress));
+        if was_ready {
+            self.forget_probes(&ObjectKey::of(ingress));
         }
         let wait = |ingress: &mut Ingress| {
             ingress.mark().mark_true(NETWORK_CONFIGURED);

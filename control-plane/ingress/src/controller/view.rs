@@ -19,7 +19,7 @@ use super::{
 use crate::{
     fleets::{Fleet, Fleets, Part, Visibility},
     options::{Options, Settings},
-    probe::Ports,
+    probe::{Ports, Prober},
     world::World,
 };
 
@@ -42,6 +42,7 @@ pub(super) struct View {
     internal: ObjectKey,
     external: ObjectKey,
     pub(super) ports: Ports,
+    pub(super) prober: Option<Prober>,
 }
 
 /// Ingresses whose status waits for gateways, by revision.
@@ -149,7 +150,8 @@ impl View {
         // Nothing is there yet that could need another translation.
         drop(world.configure(settings.clone()));
         let (world, waiting, caches) = (Mutex::new(world), Waiting::default(), caches.clone());
-        (View { fleet, world, xds, waiting, caches, internal, external, ports }, events)
+        let prober = options.probe.map(Prober::new);
+        (View { fleet, world, xds, waiting, caches, internal, external, ports, prober }, events)
     }
 
     pub(super) fn name(&self) -> &str {

@@ -83,6 +83,21 @@ async fn the_one_that_writes_probes_gateways_that_are_connected_to_another() {
     let answer = send(external, &Request::to("early.example.com")).await.unwrap();
     assert_eq!(answer.header("x-new"), "yes");
 
+    // What the gateway refuses only the other hears: it tells with an event, and the status stays as it is.
+    let mut greedy = ingress("greedy", "greedy.example.com", CLASS);
+    greedy.spec.rules[0].http.as_mut().unwrap().paths[0].append_headers =
+        (0..1001).map(|n| (format!("x-{n}"), "y".to_owned())).collect();
+    api.create(&create, &greedy).await.unwrap();
+    eventually("an event about the refusal", async || {
+        let events = events.list(&ListParams::default()).await.unwrap();
+        events.iter().any(|event| {
+            event.involved_object.name.as_deref() == Some("greedy") && event.reason.as_deref() == Some("GatewayRefused")
+        })
+    })
+    .await;
+    assert!(!api.get("greedy").await.unwrap().is_ready());
+    assert_eq!(send(external, &Request::to("early.example.com")).await.unwrap().status, 200);
+
     // The other takes over at once, and sees the gateway itself.
     leader.shutdown().await;
     eventually("the other leader", async || holder().await == "two").await;

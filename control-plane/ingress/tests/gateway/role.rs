@@ -3,9 +3,10 @@
 use api::{Conditioned, networking::v1alpha1::Ingress};
 use controller::{Context, Tasks};
 use ingress::{Admin, Bootstrap, Options};
+use k8s_openapi::api::core::v1::Event;
 use kube::{
     ResourceExt,
-    api::{Api, DeleteParams, PostParams},
+    api::{Api, DeleteParams, ListParams, PostParams},
 };
 use serde_json::json;
 
@@ -120,6 +121,44 @@ async fn with_labelled_secrets_only_the_one_certificate_still_needs_no_label() {
         "certs-secret-namespace": "knative-serving"});
     config_map(&server, "config-kourier", values);
     eventually("the other certificate", async || served(&other).await).await;
+    tasks.shutdown().await;
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_that_concerns_everybody_is_shown_on_the_settings() {
+    let Some(program) = envoy() else { return };
+    let server = open().await;
+    config_map(&server, "config-kourier", json!({"listen-ip-addresses": "127.0.0.1"}));
+    config_map(&server, "config-network", json!({}));
+    let tasks = Tasks::new();
+    let [xds, external, internal, admin] = free_ports().await;
+    let _taken = tokio::net::TcpListener::bind(external).await.unwrap();
+    let options = Options {
+        xds_listen: xds,
+        external_listen: vec![external],
+        internal_listen: vec![internal],
+        probe_listen: Vec::new(),
+        ..Options::default()
+    };
+    let handle = ingress::run(Context::new(server.client(), tasks.clone()), options).await.unwrap();
+    let (_envoy, _files) = spawn(&program, &Bootstrap::new(xds, Admin::Tcp(admin)));
+    let events: Api<Event> = Api::namespaced(server.client(), "knative-serving");
+    eventually("the event", async || {
+        let events = events.list(&ListParams::default()).await.unwrap();
+        events.iter().any(|event| {
+            let message = event.message.as_deref().unwrap_or_default();
+            event.involved_object.name.as_deref() == Some("config-kourier")
+                && event.reason.as_deref() == Some("GatewayRefused")
+                && message.contains("3scale-kourier-gateway at 127.0.0.1 refused the listener listener_8080")
+                && message.contains("ddress already in use")
+        })
+    })
+    .await;
+    assert_eq!(handle.fleets().next().unwrap().refused, 1);
+    let ready = Request { path: "/ready", ..Request::to("internalkourier") };
+    eventually("the other listener", async || send(internal, &ready).await.is_ok_and(|answer| answer.status == 200))
+        .await;
     tasks.shutdown().await;
     server.shutdown().await.unwrap();
 }
