@@ -23,6 +23,10 @@ pub struct Options {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub http: Vec<SocketAddr>,
 
+    /// Where the gateway listens for requests from outside over TLS, for hosts of Ingresses with a certificate; repeatable.
+    #[arg(long, value_name = "ADDR")]
+    pub https: Vec<SocketAddr>,
+
     /// Where the Kubernetes API listens (HTTPS).
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6443")]
     pub api: SocketAddr,

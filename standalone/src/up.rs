@@ -134,8 +134,10 @@ impl Machine {
         let namespaces = preflight::namespaces(options)?;
         let listener = preflight::listen(options.api, "the Kubernetes API", "--api")?;
         preflight::is_free(options.xds, "gateway configuration", "--xds")?;
-        for address in &options.http {
-            preflight::is_free(*address, "the gateway", "--http")?;
+        for (addresses, flag) in [(&options.http, "--http"), (&options.https, "--https")] {
+            for address in addresses {
+                preflight::is_free(*address, "the gateway", flag)?;
+            }
         }
 
         let agent = agent_options(options, &data.path, namespaces)?;
@@ -227,7 +229,8 @@ impl Machine {
                 external_listen: options.http.clone(),
                 internal_listen: vec![addresses.internal],
                 probe_listen: Vec::new(),
-                external_tls_listen: Vec::new(),
+                external_tls_listen: options.https.clone(),
+                probe_tls_listen: Vec::new(),
                 internal_tls_listen: Vec::new(),
                 settings: ingress::Settings { access_log: false, ..ingress::Settings::default() },
                 ..ingress::Options::default()
