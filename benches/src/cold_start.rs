@@ -2,8 +2,9 @@
 //!
 //! Times are from the moment the request is sent. Steps inside the system are stamped when a watcher outside it sees
 //! them, the start of the program and the opening of its port by the program itself (its `x-started-at` and
-//! `x-listening-at` headers, microseconds since 1970).
+//! `x-listening-at` headers, microseconds since 1970), the decision by the autoscaler's log.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
@@ -31,6 +32,7 @@ pub(crate) struct Options {
 struct Wake {
     /// By row of the table.
     steps: Vec<(&'static str, Option<Duration>)>,
+    sent: SystemTime,
     total: Duration,
 }
 
@@ -54,7 +56,13 @@ pub(crate) async fn run(options: Options) -> Result<()> {
             asleep(&machine).await?;
             timeline.clear();
             let all = names[..*count].iter().map(|name| wake(&machine, &timeline, name));
-            wakes.extend(try_join_all(all).await?);
+            let began = SystemTime::now();
+            let mut round = try_join_all(all).await?;
+            let decisions = decisions(&std::fs::read_to_string(machine.log())?, began);
+            for (wake, name) in round.iter_mut().zip(&names) {
+                wake.steps[0].1 = decisions.get(name).and_then(|at| at.duration_since(wake.sent).ok());
+            }
+            wakes.extend(round);
         }
         print(*count, &wakes);
     }
@@ -90,6 +98,8 @@ async fn wake(machine: &Machine, timeline: &Timeline, name: &str) -> Result<Wake
     let told = |header| wall(&answer, header).and_then(|at| at.duration_since(sent_wall).ok());
     Ok(Wake {
         steps: vec![
+            // Put in when all have been answered.
+            ("decision", None),
             ("scale written", watched(Step::ScaleWritten)),
             ("pod created", watched(Step::PodCreated)),
             ("program's process started", told("x-started-at")),
@@ -98,8 +108,26 @@ async fn wake(machine: &Machine, timeline: &Timeline, name: &str) -> Result<Wake
             ("readiness seen", watched(Step::ReadinessSeen)),
             ("first byte", Some(total)),
         ],
+        sent: sent_wall,
         total,
     })
+}
+
+/// When each service was first decided to have pods, from lines such as
+/// `2026-01-02T03:04:05.678901Z DEBUG ...: decided key=default/cold-00-00001 ... decision=Decision { desired: 1, ...`.
+fn decisions(log: &str, since: SystemTime) -> HashMap<String, SystemTime> {
+    let mut found = HashMap::new();
+    for line in log.lines() {
+        let part = |before: &str, end: char| Some(line.split_once(before)?.1.split(end).next()?.to_owned());
+        let Some(revision) = part("decided key=default/", ' ') else { continue };
+        let wanted = part("Decision { desired: ", ',').and_then(|desired| desired.parse::<i32>().ok());
+        let at = line.split(' ').next().and_then(|at| at.parse::<jiff::Timestamp>().ok()).map(SystemTime::from);
+        let (Some(at), Some((service, _)), Some(1..)) = (at, revision.rsplit_once('-'), wanted) else { continue };
+        if at >= since {
+            found.entry(service.to_owned()).or_insert(at);
+        }
+    }
+    found
 }
 
 fn wall(answer: &Answer, header: &str) -> Option<SystemTime> {
@@ -117,7 +145,7 @@ fn print(count: usize, wakes: &[Wake]) {
         println!("| {} | {median} | {p90} | {slowest} |", wakes[0].steps[row].0);
     }
     let program: Vec<_> =
-        wakes.iter().filter_map(|wake| Some(wake.steps[3].1?.saturating_sub(wake.steps[2].1?))).collect();
+        wakes.iter().filter_map(|wake| Some(wake.steps[4].1?.saturating_sub(wake.steps[3].1?))).collect();
     let totals: Vec<_> = wakes.iter().map(|wake| wake.total).collect();
     let ours = quantile(&totals, 0.5).saturating_sub(quantile(&program, 0.5));
     println!("\nthe program itself: {} ms; ours at the median: {} ms", ms(quantile(&program, 0.5)), ms(ours));

@@ -48,6 +48,8 @@ impl Machine {
         let mut child = Command::new(own.with_file_name("postrider"))
             .args(["up", "--data"])
             .arg(folder.path())
+            // Decisions, which leave no other trace of their own.
+            .env("RUST_LOG", "warn,autoscaler::multiscaler=debug")
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true)

@@ -32,7 +32,16 @@ pub struct Options {
 pub struct Gateway {
     admin: PathBuf,
     stop: CancellationToken,
-    stopped: watch::Receiver<bool>,
+    state: watch::Receiver<State>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Running,
+    /// It ended by itself at least once: how it did.
+    Ended(String),
+    /// For good.
+    Stopped,
 }
 
 // === impl Options ===
@@ -56,26 +65,40 @@ impl Gateway {
         let first = spawn(options, &bootstrap, &admin)?;
         let stop = CancellationToken::new();
         let stopping = stop.clone();
-        let (report, stopped) = watch::channel(false);
+        let (report, state) = watch::channel(State::Running);
         let (options, socket) = (options.clone(), admin.clone());
         tasks.spawn_graceful("gateway", async move {
-            keep_running(first, &options, &bootstrap, &socket, &stopping).await;
-            report.send_replace(true);
+            keep_running(first, &options, &bootstrap, &socket, &stopping, &report).await;
+            report.send_replace(State::Stopped);
         });
-        Ok(Self { admin, stop, stopped })
+        Ok(Self { admin, stop, state })
     }
 
-    /// Waits until Envoy has its first complete configuration.
+    /// Waits until Envoy has its first complete configuration. An Envoy that ends instead is an error at once.
     pub async fn ready(&self) -> Result<()> {
         let poll = async {
             while !matches!(get(&self.admin, "GET", "/ready").await, Ok(answer) if answer.contains("LIVE")) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(READY, poll).await.is_err() {
-            bail!("Envoy did not become ready within {READY:?}; its log is {}", self.log().display());
+        let mut state = self.state.clone();
+        let ended = async {
+            match state.wait_for(|state| *state != State::Running).await.as_deref() {
+                Ok(State::Ended(how)) => how.clone(),
+                _ => "it was stopped".to_owned(),
+            }
+        };
+        let log = self.log();
+        tokio::select! {
+            () = poll => Ok(()),
+            how = ended => {
+                let last = last_line(&std::fs::read_to_string(&log).unwrap_or_default());
+                bail!("Envoy ended before it was ready ({how}: {last}); its log is {}", log.display())
+            }
+            () = tokio::time::sleep(READY) => {
+                bail!("Envoy did not become ready within {READY:?}; its log is {}", log.display())
+            }
         }
-        Ok(())
     }
 
     /// Lets requests in flight finish, then ends Envoy.
@@ -88,12 +111,16 @@ impl Gateway {
         };
         let _ = tokio::time::timeout(DRAIN, drained).await;
         self.stop.cancel();
-        let _ = self.stopped.wait_for(|stopped| *stopped).await;
+        let _ = self.state.wait_for(|state| *state == State::Stopped).await;
     }
 
     fn log(&self) -> PathBuf {
         self.admin.with_file_name("envoy.log")
     }
+}
+
+fn last_line(log: &str) -> String {
+    log.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("its log is empty").to_owned()
 }
 
 fn spawn(options: &Options, bootstrap: &Path, admin: &Path) -> Result<Child> {
@@ -118,6 +145,7 @@ async fn keep_running(
     bootstrap: &Path,
     admin: &Path,
     stopping: &CancellationToken,
+    report: &watch::Sender<State>,
 ) {
     let mut pause = Duration::from_millis(50);
     loop {
@@ -127,7 +155,9 @@ async fn keep_running(
                 return;
             }
             status = child.wait() => {
-                tracing::error!(?status, "Envoy ended by itself; it is started again");
+                let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                tracing::error!(how, "Envoy ended by itself; it is started again");
+                report.send_replace(State::Ended(how));
             }
         }
         child = loop {

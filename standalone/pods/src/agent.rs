@@ -22,9 +22,9 @@ use crate::logs::{self, Journals, LogOptions};
 use crate::network::{self, Network};
 use crate::node::{self, Machine};
 use crate::pod::{self, Update};
-use crate::process;
 use crate::sandbox::HostMounts;
-use crate::{Error, LogError, Options};
+use crate::volatile::Volatile;
+use crate::{Error, LogError, Options, volumes};
 
 /// How long a killed pod may take to be gone.
 const AFTER_KILL: Duration = Duration::from_secs(3);
@@ -34,6 +34,7 @@ pub(crate) struct Agent {
     pub(crate) ctx: Context,
     pub(crate) options: Options,
     pub(crate) network: Network,
+    volatile: Volatile,
     pub(crate) host_mounts: Arc<HostMounts>,
     pub(crate) journals: Journals,
     pub(crate) recorder: Recorder,
@@ -66,6 +67,7 @@ pub fn run(ctx: Context, options: Options) -> BoxFuture<'static, Result<Handle, 
 
 async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let network = network::prepare(&options).await?;
+    let volatile = Volatile::prepare(options.data_dir.join("run"), network.has_namespaces())?;
     let hidden = [options.hidden.clone(), vec![options.data_dir.clone()]].concat();
     let agent = Agent {
         host_mounts: Arc::new(HostMounts::read(&hidden).map_err(Error::file("/proc/self/mountinfo"))?),
@@ -76,14 +78,14 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         count: watch::Sender::new(0),
         draining: watch::Sender::new(None),
         network,
+        volatile,
         options,
         ctx,
     };
     let agent = Arc::new(agent);
-    for dir in [agent.processes_dir(), agent.scratch_dir(), agent.options.data_dir.join("logs")] {
+    for dir in [agent.scratch_dir(), agent.options.data_dir.join("logs")] {
         std::fs::create_dir_all(&dir).map_err(Error::file(&dir))?;
     }
-    process::kill_recorded(&agent.processes_dir());
     let tasks = &agent.ctx.tasks;
     tasks.spawn("pod-network", agent.network.clone().keep_pool());
     tasks.spawn("node", node::keep(agent.ctx.clone(), agent.options.clone(), agent.machine, agent.network.node_ip()));
@@ -103,9 +105,18 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
 // === impl Agent ===
 
 impl Agent {
-    /// Volumes and other files of a pod.
+    /// What a pod's containers write to volumes.
     pub(crate) fn pod_dir(&self, pod: &Pod) -> PathBuf {
         self.options.data_dir.join("pods").join(pod.uid().unwrap_or_default())
+    }
+
+    /// What the agent writes for a pod.
+    pub(crate) fn volatile_dir(&self, pod: &Pod) -> PathBuf {
+        self.volatile.pod(&pod.uid().unwrap_or_default())
+    }
+
+    pub(crate) fn volume_dirs(&self, pod: &Pod) -> volumes::Dirs {
+        volumes::Dirs { disk: self.pod_dir(pod).join("volumes"), memory: self.volatile_dir(pod).join("volumes") }
     }
 
     pub(crate) fn logs_dir(&self, pod: &Pod) -> PathBuf {
@@ -113,7 +124,7 @@ impl Agent {
     }
 
     pub(crate) fn processes_dir(&self) -> PathBuf {
-        self.options.data_dir.join("processes")
+        self.volatile.processes()
     }
 
     pub(crate) fn scratch_dir(&self) -> PathBuf {
@@ -197,7 +208,7 @@ async fn end_with_tasks(agent: Arc<Agent>) {
     let mut count = agent.count.subscribe();
     let _ = count.wait_for(|count| *count == 0).await;
     agent.network.remove().await;
-    process::kill_recorded(&agent.processes_dir());
+    agent.volatile.remove();
 }
 
 impl Drop for Present {
@@ -261,6 +272,7 @@ impl Handle {
     pub async fn stop(&self) {
         self.agent.drain(Duration::ZERO).await;
         self.agent.network.remove().await;
+        self.agent.volatile.remove();
     }
 
     /// The host's address as pods see it.

@@ -29,6 +29,7 @@ mod process;
 mod quantity;
 mod sandbox;
 mod status;
+mod volatile;
 mod volumes;
 
 pub use agent::{Handle, run};

@@ -47,7 +47,8 @@ pub struct Options {
     pub dns_ip: Ipv4Addr,
     /// What `KUBERNETES_SERVICE_HOST` and `_PORT` say.
     pub kubernetes: (Ipv4Addr, u16),
-    /// Everything of the agent on disk lives under this directory: `logs/`, `pods/`, `cells/`.
+    /// Everything of the agent on disk lives under this directory: `logs/`, `pods/`, `cells/`, and
+    /// `run/`, which is kept in memory where that can be.
     pub data_dir: PathBuf,
     /// Directories of the host that containers do not see, besides `data_dir`: those with keys.
     pub hidden: Vec<PathBuf>,

@@ -235,10 +235,10 @@ async fn settle_in(agent: &Arc<Agent>, pod: &Arc<Pod>, held: &mut Held) -> Arc<C
 
 /// Makes the volumes, retried until all are there; returns when a token in them has to be renewed.
 async fn make_volumes(agent: &Arc<Agent>, pod: &Arc<Pod>, cell: &Cell) -> Option<Duration> {
-    let dir = agent.pod_dir(pod).join("volumes");
+    let dirs = agent.volume_dirs(pod);
     let mut wait = RETRY.0;
     loop {
-        match volumes::prepare(&agent.ctx.client, pod, &agent.facts(cell.ip), &dir).await {
+        match volumes::prepare(&agent.ctx.client, pod, &agent.facts(cell.ip), &dirs).await {
             Ok(renew) => return renew,
             // An ordinary user's pods do not see the volume anyway.
             Err(error) if !agent.network.has_namespaces() && error.volume.starts_with("kube-api-access-") => {
@@ -262,7 +262,7 @@ async fn refresh(
     cell: &Cell,
     mut renew: Option<Duration>,
 ) -> std::convert::Infallible {
-    let dir = agent.pod_dir(pod).join("volumes");
+    let dirs = agent.volume_dirs(pod);
     let (metadata, objects) = (volumes::follow_metadata(pod), volumes::follow_objects(pod));
     let mut updates = agent.updates(pod);
     loop {
@@ -285,7 +285,7 @@ async fn refresh(
         };
         let _ = tokio::time::timeout(due, changed).await;
         let newest = updates.as_mut().map_or_else(|| pod.clone(), |updates| updates.borrow_and_update().pod.clone());
-        match volumes::prepare(&agent.ctx.client, &newest, &agent.facts(cell.ip), &dir).await {
+        match volumes::prepare(&agent.ctx.client, &newest, &agent.facts(cell.ip), &dirs).await {
             Ok(next) => renew = next,
             Err(error) => tracing::warn!(pod = pod.name_any(), %error, "volumes not refreshed"),
         }
@@ -349,6 +349,7 @@ async fn give_back(agent: &Arc<Agent>, pod: &Arc<Pod>, held: Held) {
         agent.network.release_port(port);
     }
     remove_dir(&agent.pod_dir(pod));
+    remove_dir(&agent.volatile_dir(pod));
     if !agent.is_draining() {
         agent.journals.forget(&pod.uid().unwrap_or_default());
         remove_dir(&agent.logs_dir(pod));

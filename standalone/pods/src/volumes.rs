@@ -35,15 +35,33 @@ pub(crate) struct VolumeError {
     pub(crate) message: String,
 }
 
+/// Where the volumes of a pod are, one directory each.
+#[derive(Debug, Clone)]
+pub(crate) struct Dirs {
+    /// What containers write.
+    pub(crate) disk: PathBuf,
+    /// What is written for them, and `emptyDir` with the medium `Memory`.
+    pub(crate) memory: PathBuf,
+}
+
 type Files = BTreeMap<String, (Vec<u8>, u32)>;
 
-/// Makes the directories of all volumes of `pod` below `dir`, or writes their content anew. Returns when they must
+// === impl Dirs ===
+
+impl Dirs {
+    fn of(&self, volume: &Volume) -> PathBuf {
+        let on_disk = volume.empty_dir.as_ref().is_some_and(|dir| dir.medium.as_deref() != Some("Memory"));
+        if on_disk { &self.disk } else { &self.memory }.join(&volume.name)
+    }
+}
+
+/// Makes the directories of all volumes of `pod` below `dirs`, or writes their content anew. Returns when they must
 /// be written again because a token ends, if they contain one.
 pub(crate) async fn prepare(
     client: &kube::Client,
     pod: &Pod,
     facts: &Facts,
-    dir: &Path,
+    dirs: &Dirs,
 ) -> Result<Option<Duration>, VolumeError> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     if volumes.is_empty() {
@@ -57,7 +75,7 @@ pub(crate) async fn prepare(
     let mut again = None;
     for volume in volumes {
         let failed = |message: String| VolumeError { volume: volume.name.clone(), message };
-        let path = dir.join(&volume.name);
+        let path = dirs.of(volume);
         if volume.host_path.is_some() {
             continue;
         }
@@ -101,7 +119,7 @@ pub(crate) fn follow_objects(pod: &Pod) -> bool {
 pub(crate) fn mounts(
     pod: &Pod,
     container: &Container,
-    dir: &Path,
+    dirs: &Dirs,
     env: &[(String, String)],
 ) -> Result<Vec<Mount>, String> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
@@ -109,7 +127,7 @@ pub(crate) fn mounts(
     let mount = |wanted: &k8s_openapi::api::core::v1::VolumeMount| {
         let volume = volumes.iter().find(|volume| volume.name == wanted.name);
         let volume = volume.ok_or_else(|| format!("volumeMount {:?} names no volume of the pod", wanted.name))?;
-        let source = volume.host_path.as_ref().map_or_else(|| dir.join(&volume.name), |host| PathBuf::from(&host.path));
+        let source = volume.host_path.as_ref().map_or_else(|| dirs.of(volume), |host| PathBuf::from(&host.path));
         let sub_path = wanted.sub_path_expr.as_deref().map(|expr| env::expand(expr, &known));
         let content_only_read = volume.empty_dir.is_none() && volume.host_path.is_none();
         Ok(Mount {

@@ -77,7 +77,7 @@ impl Runner {
         let known: BTreeMap<String, String> = env.iter().cloned().collect();
         let argv: Vec<String> = line.iter().map(|word| env::expand(word, &known)).collect();
 
-        let dir = agent.pod_dir(&self.pod).join("containers").join(&self.container.name);
+        let dir = agent.volatile_dir(&self.pod).join("containers").join(&self.container.name);
         let failed = |error: std::io::Error| config(format!("{}: {error}", dir.display()));
         fs::create_dir_all(&dir).map_err(failed)?;
         let message_file = dir.join("termination-log");
@@ -135,7 +135,7 @@ impl Runner {
     /// The container's file system, if this process may make one.
     fn root(&self, env: &[(String, String)], message_file: &Path) -> Result<Option<Root>, String> {
         let agent = &self.agent;
-        let mut mounts = volumes::mounts(&self.pod, &self.container, &agent.pod_dir(&self.pod).join("volumes"), env)?;
+        let mut mounts = volumes::mounts(&self.pod, &self.container, &agent.volume_dirs(&self.pod), env)?;
         if !agent.network.has_namespaces() {
             let token = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
             return match mounts.iter().find(|mount| mount.target != token) {
