@@ -15,7 +15,7 @@ use kube::api::{Api, ListParams};
 use serde_json::json;
 
 use crate::figures::{ms, quantile};
-use crate::machine::{Answer, Machine};
+use crate::machine::{Answer, Machine, cpu_ticks};
 use crate::timeline::{Step, Timeline};
 
 #[derive(Debug, Args)]
@@ -52,12 +52,14 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let timeline = Timeline::follow(&machine.client).await?;
     for count in &options.services {
         let mut wakes = Vec::new();
+        let mut ticks = 0;
         for _ in 0..options.rounds {
             asleep(&machine).await?;
             timeline.clear();
             let all = names[..*count].iter().map(|name| wake(&machine, &timeline, name));
-            let began = SystemTime::now();
+            let (began, before) = (SystemTime::now(), cpu_ticks(machine.pid()));
             let mut round = try_join_all(all).await?;
+            ticks += cpu_ticks(machine.pid()).saturating_sub(before);
             let decisions = decisions(&std::fs::read_to_string(machine.log())?, began);
             for (wake, name) in round.iter_mut().zip(&names) {
                 wake.steps[0].1 = decisions.get(name).and_then(|at| at.duration_since(wake.sent).ok());
@@ -65,6 +67,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
             wakes.extend(round);
         }
         print(*count, &wakes);
+        println!("CPU time of postrider: {} ms a wake-up", ticks * 10 / wakes.len() as u64);
     }
     machine.stop().await
 }

@@ -9,7 +9,7 @@ use kube::api::{Api, ListParams};
 use serde_json::json;
 
 use crate::figures::ms;
-use crate::machine::{Machine, resident};
+use crate::machine::{Machine, cpu_ticks, resident};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -43,13 +43,6 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     println!("Envoy beside it: {envoy:.1} MiB");
     println!("CPU while idle: {:.2} % of one core", idle as f64 / 10.0);
     machine.stop().await
-}
-
-/// User and system time in hundredths of a second.
-fn cpu_ticks(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    [11, 12].iter().filter_map(|field| fields.get(*field)?.parse::<u64>().ok()).sum()
 }
 
 fn children(pid: u32) -> Vec<u32> {

@@ -321,5 +321,7 @@ fn init_logging(filter: &str) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .with_context(|| format!("--log {filter} is no filter; write it as warn or xds=debug,info"))?;
     let format = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people.
+    let format = format.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     format.try_init().map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
 }

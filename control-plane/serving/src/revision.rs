@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use crate::Shared;
 use digest::{Digests, Https, Progress};
+use settled::Settled;
 use status::{HEALTHY, RESOURCES};
 
 pub mod deployment;
@@ -31,6 +32,7 @@ pub mod meta;
 pub mod pod;
 pub mod pod_autoscaler;
 mod queue_proxy;
+mod settled;
 pub mod status;
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,7 @@ pub struct Reconciler {
     images: Cache<Image>,
     pods: Cache<Pod>,
     digests: Arc<Digests>,
+    settled: Arc<Settled>,
 }
 
 /// Starts the controller.
@@ -55,6 +58,17 @@ pub async fn start(shared: &Arc<Shared>, workers: usize) {
     enqueue_all(&shared.revisions, &queue);
     enqueue_controllers::<_, Revision>(&shared.deployments, &queue);
     enqueue_controllers::<_, Revision>(&shared.pod_autoscalers, &queue);
+    let settled = Arc::<Settled>::default();
+    let changed = |settled: &Arc<Settled>| {
+        let settled = settled.clone();
+        move || settled.config_changed()
+    };
+    shared.autoscaler.on_change(changed(&settled));
+    shared.defaults.on_change(changed(&settled));
+    shared.deployment.on_change(changed(&settled));
+    shared.features.on_change(changed(&settled));
+    shared.logging.on_change(changed(&settled));
+    shared.observability.on_change(changed(&settled));
     let all = {
         let (revisions, queue) = (shared.revisions.clone(), queue.clone());
         move || resync(&revisions, &queue)
@@ -65,7 +79,7 @@ pub async fn start(shared: &Arc<Shared>, workers: usize) {
 
     let recorder = shared.recorder.named(Reconciler::NAME);
     let digests = Digests::new(Arc::new(Https::new()), shared.ctx.tasks.clone(), queue.clone());
-    let reconciler = Reconciler { shared: shared.clone(), recorder: recorder.clone(), images, pods, digests };
+    let reconciler = Reconciler { shared: shared.clone(), recorder: recorder.clone(), images, pods, digests, settled };
     drive(&shared.ctx, &shared.revisions, &queue, Arc::new(reconciler), &recorder, workers);
 }
 
@@ -119,6 +133,7 @@ impl Reconcile for Reconciler {
 
     fn deleted(&self, key: &ObjectKey) {
         self.digests.forget(key);
+        self.settled.forget(key);
     }
 }
 
@@ -173,7 +188,6 @@ impl Reconciler {
                 status::from_deployment(revision, deployment, || pod, config.pod_is_always_schedulable);
             }
         }
-        let wanted = self.desired_deployment(revision)?;
 
         let autoscaler = self.shared.pod_autoscalers.get_key(&ObjectKey::of(revision));
         match &autoscaler {
@@ -186,7 +200,7 @@ impl Reconciler {
 
         let class = &self.shared.autoscaler.load().pod_autoscaler_class;
         let (deployed, scaled, cached) = tokio::join!(
-            self.write_deployment(revision, current.as_deref(), wanted),
+            self.write_deployment(revision, current.as_deref()),
             self.write_autoscaler(revision, current.as_deref(), autoscaler.as_deref(), class),
             self.write_images(revision),
         );
@@ -208,12 +222,13 @@ impl Reconciler {
             .map_err(|error| Error::Permanent(format!("failed to make deployment: {error}")))
     }
 
-    async fn write_deployment(
-        &self,
-        revision: &Revision,
-        current: Option<&Deployment>,
-        wanted: Value,
-    ) -> Result<(), Error> {
+    async fn write_deployment(&self, revision: &Revision, current: Option<&Deployment>) -> Result<(), Error> {
+        let key = ObjectKey::of(revision);
+        let inputs = current.map(|current| self.settled.inputs(revision, current));
+        if inputs.is_some_and(|inputs| self.settled.is_known(&key, inputs)) {
+            return Ok(());
+        }
+        let wanted = self.desired_deployment(revision)?;
         let name = deployment::name(revision);
         let api = Api::<DynamicObject>::namespaced_with(
             self.shared.ctx.client.clone(),
@@ -223,7 +238,12 @@ impl Reconciler {
         let (verb, result) = match current {
             None => ("create", api.create(&PostParams::default(), &object(wanted)?).await),
             Some(current) => match deployment::update(current, &wanted) {
-                None => return Ok(()),
+                None => {
+                    if let Some(inputs) = inputs {
+                        self.settled.note(key, inputs);
+                    }
+                    return Ok(());
+                }
                 Some(update) => ("update", api.replace(&name, &PostParams::default(), &object(update)?).await),
             },
         };

@@ -74,10 +74,16 @@ impl Controller {
         let Some(deployment) = self.caches.deployments.get_key(key) else { return Ok(()) };
         let sets = self.replica_sets(&deployment).await?;
         let mut plan = plan(&deployment, &sets, &names::now());
+        let moves = plan.create.is_some() || !plan.edits.is_empty() || sets.iter().any(|set| is_changing(set));
         if let Err(error) = self.write(&deployment, &mut plan).await {
             // What failed shows in the conditions; the failure itself is retried.
             self.write_status(&deployment, &plan.status).await?;
             return Err(error);
+        }
+        let collisions = |status: Option<&DeploymentStatus>| status.and_then(|status| status.collision_count);
+        if moves && collisions(Some(&plan.status)) == collisions(deployment.status.as_ref()) {
+            // The ReplicaSets that change bring us back, and then the status says it all in one write.
+            return Ok(());
         }
         if !self.write_status(&deployment, &plan.status).await?
             && let Some(after) = plan.recheck
@@ -177,6 +183,12 @@ impl Controller {
             other => Ok(other?),
         }
     }
+}
+
+/// Its controller has not told yet what became of the last change, and will.
+fn is_changing(set: &ReplicaSet) -> bool {
+    set.status.as_ref().and_then(|status| status.observed_generation) != set.metadata.generation
+        && set.metadata.deletion_timestamp.is_none()
 }
 
 /// The merge patch that makes `owner` the controller of `object`, unless the object changed meanwhile.

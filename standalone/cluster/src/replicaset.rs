@@ -108,7 +108,11 @@ impl Controller {
         let Some(set) = self.caches.replica_sets.get_key(key) else { return Ok(()) };
         let pods = self.pods(&set).await?;
         let result =
-            if set.metadata.deletion_timestamp.is_none() { self.scale(key, &set, &pods).await } else { Ok(()) };
+            if set.metadata.deletion_timestamp.is_none() { self.scale(key, &set, &pods).await } else { Ok(false) };
+        if matches!(result, Ok(true)) {
+            // The pods that come or go bring us back, and then the status says it all in one write.
+            return Ok(());
+        }
         let now = names::now();
         let new = status::status(&set, &pods, result.as_ref().err(), &now);
         let api = write::meta_api::<ReplicaSet>(&self.client, &key.namespace);
@@ -120,7 +124,7 @@ impl Controller {
         if let Some(after) = status::until_available(&set, &pods, &now) {
             self.queue.add_after(key.clone(), after);
         }
-        result.map_err(Failure::into_error)
+        result.map(drop).map_err(Failure::into_error)
     }
 
     /// Its pods, after adopting the ones its selector matches and nobody controls, and letting go of the others.
@@ -151,7 +155,8 @@ impl Controller {
         Ok(ours)
     }
 
-    async fn scale(&self, key: &ObjectKey, set: &ReplicaSet, pods: &[Arc<Pod>]) -> Result<(), Failure> {
+    /// True if pods were created or deleted.
+    async fn scale(&self, key: &ObjectKey, set: &ReplicaSet, pods: &[Arc<Pod>]) -> Result<bool, Failure> {
         let active: Vec<&Arc<Pod>> = pods.iter().filter(|pod| is_active(pod)).collect();
         let counts = self.pending.observe(key, pods, &active);
         let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
@@ -160,15 +165,15 @@ impl Controller {
             self.queue.add_after(key.clone(), after);
         }
         if counts.effective < wanted {
-            return self.create(key, set, (wanted - counts.effective).min(BURST)).await;
+            return self.create(key, set, (wanted - counts.effective).min(BURST)).await.map(|()| true);
         }
         let surplus = counts.effective - wanted;
         if surplus > 0 {
             let candidates: Vec<_> = active.into_iter().filter(|pod| !counts.deleting.contains(&pod.uid())).collect();
             let victims = order::first_to_go(candidates, surplus.min(BURST));
-            return self.delete(key, set, &victims).await;
+            return self.delete(key, set, &victims).await.map(|()| true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Creates in batches of 1, 2, 4...: what the API refuses is asked for once and not a hundred times.

@@ -165,6 +165,7 @@ impl Store {
             let stored = (kind != EventKind::Deleted).then(|| Arc::clone(&object));
             disk.write(Record { resource: resource.to_owned(), key: key.clone(), object: stored, revision });
         }
+        tracing::trace!(resource, %key, ?kind, revision, "committed");
         table.publish(Event::new(kind, Arc::clone(&object), found));
         state.revision = revision;
         drop(state);
