@@ -55,6 +55,7 @@ async fn main() -> anyhow::Result<()> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     observe::logging("activator", env.get("LOG_LEVEL").map_or("info", String::as_str));
+    net::raise_open_files();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed already"))?;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    net::raise_open_files();
     match queue_proxy::run(&queue_proxy::environment()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

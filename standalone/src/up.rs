@@ -47,6 +47,7 @@ const POD_GRACE: Duration = Duration::from_secs(10);
 /// One sentence that says what is in the way and what to do about it.
 pub fn main(options: Options) -> Result<()> {
     init_logging(&options.log)?;
+    net::raise_open_files();
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(up(options))
