@@ -26,7 +26,7 @@ use controller::{Cache, Change, Config, Context, Election, Leadership, ObjectKey
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use parking_lot::Mutex;
-use xds::{Event, Server, Xds};
+use xds::{Event, Kind, Server, Xds};
 
 use self::{
     caches::{Caches, is_trust_bundle, service_of},
@@ -262,11 +262,12 @@ impl Role {
         let owners = view.world.lock().note(event);
         if let Event::Rejected { kind, name, node, message, .. } = event {
             let text = format!("gateway {node} refused the {kind} {name} and keeps the last good one: {message}");
-            let elsewhere = owners.iter().filter(|owner| !leadership.leads(owner));
+            let shared = owners.is_empty() || *kind == Kind::Listener;
+            let elsewhere = owners.iter().filter(|owner| !shared && !leadership.leads(owner));
             for ingress in elsewhere.filter_map(|owner| self.ingresses.get_key(owner)) {
                 self.recorder.warning(&*ingress, REFUSED, &text);
             }
-            if let (Some(settings), true) = (&self.settings, owners.is_empty()) {
+            if let (Some(settings), true) = (&self.settings, shared) {
                 self.recorder.warning(&**settings, REFUSED, &text);
             }
         }

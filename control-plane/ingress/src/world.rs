@@ -70,8 +70,8 @@ pub struct World<O> {
     services: HashMap<ObjectKey, Interest>,
     /// Owner of each published host, for refusals.
     hosts: HashMap<Name, ObjectKey>,
-    /// Resources of which a gateway refused the newest version.
-    refused: BTreeSet<(Kind, Name)>,
+    /// Resources of which a gateway refused the newest version, with its message.
+    refused: BTreeMap<(Kind, Name), String>,
 }
 
 /// One Ingress.
@@ -140,7 +140,7 @@ impl<O: Objects> World<O> {
             clusters: HashMap::new(),
             services: HashMap::new(),
             hosts: HashMap::new(),
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
         };
         world.reconfigure();
         world
@@ -355,7 +355,7 @@ impl<O: Objects> World<O> {
             let gone = change.remove.iter().cloned();
             let new = change.set.iter().map(|resource| (resource.kind, resource.name.clone()));
             let settled: BTreeSet<(Kind, Name)> = gone.chain(new).collect();
-            self.refused.retain(|key| !settled.contains(key));
+            self.refused.retain(|key, _| !settled.contains(key));
         }
         let revision = self.xds.publish(change);
         let entry = self.entry(key);
@@ -453,6 +453,12 @@ impl Entry {
 }
 
 impl Live {
+    /// Whether a table has hosts of it.
+    fn is_in(&self, table: Table) -> bool {
+        let prefix = host_name(table, "");
+        self.hosts.range(prefix.clone()..).next().is_some_and(|(name, _)| name.starts_with(&*prefix))
+    }
+
     fn contains(&self, name: &Name) -> bool {
         self.hosts.contains_key(name)
             || self.clusters.contains(&**name)

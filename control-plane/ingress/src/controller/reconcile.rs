@@ -54,7 +54,8 @@ impl Reconciler {
         let (mut waiting, mut gateways) = (false, true);
         for (view, part) in carrying {
             match pending(view, &key, generation).await {
-                Pending::Nothing | Pending::Gateways { .. } if was_ready => {}
+                // What all share is refused: those that were served are served still.
+                Pending::Nothing | Pending::Gateways { .. } | Pending::Shared(_) if was_ready => {}
                 Pending::Nothing => waiting |= !unseen_have(view, part, ingress),
                 // Nobody is connected here: all there are must be asked.
                 Pending::Gateways { revision } if view.xds.settled().borrow().gateways == 0 => {
@@ -191,7 +192,7 @@ impl Reconcile for Reconciler {
                 ingress.mark().mark_false(LOAD_BALANCER_READY, "DomainConflict", message);
                 Ok(())
             }
-            Progress::Stopped(Pending::Invalid(message) | Pending::Refused(message)) => {
+            Progress::Stopped(Pending::Invalid(message) | Pending::Refused(message) | Pending::Shared(message)) => {
                 ingress.mark().set(READY, "Unknown", "ReconcileIngressFailed", &message);
                 Err(Error::Permanent(format!("failed to update ingress: {message}")))
             }

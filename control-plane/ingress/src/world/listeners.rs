@@ -18,6 +18,20 @@ pub(super) struct Listeners {
     clusters: BTreeMap<Name, Version>,
 }
 
+/// The table that a listener serves.
+pub(super) fn table(kind: Kind, name: &str) -> Option<Table> {
+    if kind != Kind::Listener {
+        return None;
+    }
+    Some(match name {
+        "listener_8080" | "listener_8090" => Table::External,
+        "listener_8081" => Table::Internal,
+        "listener_8443" | "listener_9443" => Table::ExternalTls,
+        "listener_8444" => Table::InternalTls,
+        _ => return None,
+    })
+}
+
 // === impl Listeners ===
 
 impl Listeners {

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use controller::ObjectKey;
-use xds::{Event, Kind, Settled};
+use xds::{Event, Kind, Name, Settled};
 
-use super::{Objects, World};
+use super::{Entry, Objects, World, listeners};
 use crate::envoy;
 
 /// How far the last translation of an Ingress got.
@@ -44,6 +44,8 @@ pub enum Pending {
     Invalid(String),
     /// A gateway refused a resource of this Ingress.
     Refused(String),
+    /// A gateway refused what this Ingress shares with others: what is served there may be older.
+    Shared(String),
     /// Not seen in this generation.
     Unseen,
 }
@@ -75,6 +77,10 @@ impl<O: Objects> World<O> {
                     "the gateway refused the {kind} {name} and keeps the last good one: {message}"
                 ))
             }
+            State::Published { .. } if self.refused_listener(entry).is_some() => {
+                let (name, message) = self.refused_listener(entry).expect("just seen");
+                Pending::Shared(format!("a gateway refused the listener {name} and keeps the last good one: {message}"))
+            }
             State::Published { revision } => match settled.gateways > 0 && settled.revision >= *revision {
                 true => Pending::Nothing,
                 false => Pending::Gateways { revision: *revision },
@@ -82,18 +88,29 @@ impl<O: Objects> World<O> {
         }
     }
 
+    /// A listener of one of its tables that a gateway does not have in its newest version.
+    fn refused_listener(&self, entry: &Entry) -> Option<(&Name, &String)> {
+        let uses = |kind: Kind, name: &Name| listeners::table(kind, name).is_some_and(|table| entry.live.is_in(table));
+        let found = self.refused.iter().find(|((kind, name), _)| uses(*kind, name));
+        found.map(|((_, name), message)| (name, message))
+    }
+
     /// How many Ingresses there are, and how many resources a gateway refused.
     pub fn figures(&self) -> (usize, usize) {
         (self.ingresses.len(), self.refused.len())
     }
 
-    /// Who a refusal or a recovery is about; nobody, if it is about what all Ingresses share.
+    /// Who a refusal or a recovery is about; nobody, if it is about what has nothing to do with single Ingresses.
     pub fn note(&mut self, event: &Event) -> BTreeSet<ObjectKey> {
         let (Event::Rejected { kind, name, .. } | Event::Recovered { kind, name }) = event;
         match event {
-            Event::Rejected { .. } => self.refused.insert((*kind, name.clone())),
+            Event::Rejected { message, .. } => self.refused.insert((*kind, name.clone()), message.clone()),
             Event::Recovered { .. } => self.refused.remove(&(*kind, name.clone())),
         };
+        if let Some(table) = listeners::table(*kind, name) {
+            let served = self.ingresses.iter().filter(|(_, entry)| entry.live.is_in(table));
+            return served.map(|(key, _)| key.clone()).collect();
+        }
         let mut owners: BTreeSet<ObjectKey> = self.hosts.get(name).into_iter().cloned().collect();
         if let Some(used) = self.clusters.get(&**name) {
             owners.extend(used.users.iter().cloned());

@@ -31,6 +31,9 @@ async fn a_taken_port_is_told_once_and_tried_again_with_the_next_change() {
         rig.until("the refusal", async || rig.refused_resources() == 1).await;
         let refused = rig.rejections().await;
         assert_eq!(rig.get("plain.example.com").await.status, 200);
+        let pending = rig.pending("tls");
+        assert!(matches!(&pending, Pending::Shared(message) if message.contains("listener_8443")), "{pending:?}");
+        assert_eq!(rig.pending("plain"), Pending::Nothing);
 
         // Other changes go on, and do not bring it up again.
         for n in 0..5 {
@@ -53,6 +56,7 @@ async fn a_taken_port_is_told_once_and_tried_again_with_the_next_change() {
             .await;
         }
         assert_eq!((rig.refused_resources(), rig.rejections().await), (0, refused));
+        rig.ready("tls").await;
     }
 }
 

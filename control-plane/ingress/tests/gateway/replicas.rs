@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{
     cluster::{CLASS, config_map, eventually, ingress, open, says, service, until},
-    support::{Backend, Request, envoy, free_ports, send, spawn},
+    support::{Backend, Certificate, Request, envoy, free_ports, send, send_tls, spawn},
 };
 
 const LEASE: &str = "net-kourier-controller.knative.dev.net-kourier.pkg.reconciler.ingress.reconciler.00-of-01";
@@ -22,7 +22,7 @@ async fn the_one_that_writes_probes_gateways_that_are_connected_to_another() {
     let server = open().await;
     let times = json!({"lease-duration": "60s", "renew-deadline": "40s", "retry-period": "1s"});
     config_map(&server, "config-leader-election", times);
-    let [leader_xds, other_xds, external, internal, probe, admin] = free_ports().await;
+    let [leader_xds, other_xds, external, internal, probe, tls, probe_tls, admin] = free_ports().await;
     let start = async |name: &str, xds| {
         let tasks = Tasks::new();
         let options = Options {
@@ -30,6 +30,8 @@ async fn the_one_that_writes_probes_gateways_that_are_connected_to_another() {
             external_listen: vec![external],
             internal_listen: vec![internal],
             probe_listen: vec![probe],
+            external_tls_listen: vec![tls],
+            probe_tls_listen: vec![probe_tls],
             probe: Some(Duration::from_secs(1)),
             replica: Some(name.to_owned()),
             ..Options::default()
@@ -82,6 +84,18 @@ async fn the_one_that_writes_probes_gateways_that_are_connected_to_another() {
     until(&api, "early", "ready again", |i| i.is_some_and(|i| i.is_ready() && observed(i))).await;
     let answer = send(external, &Request::to("early.example.com")).await.unwrap();
     assert_eq!(answer.header("x-new"), "yes");
+
+    // With a certificate it is asked over TLS.
+    let certificate = Certificate::new(&["tls.example.com"]);
+    let data: serde_json::Map<String, serde_json::Value> =
+        certificate.data().iter().map(|(name, pem)| ((*name).to_owned(), json!(pem))).collect();
+    let metadata = json!({"name": "tls", "namespace": "default"});
+    server.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})).unwrap();
+    let mut secured = serde_json::to_value(ingress("tls", "tls.example.com", CLASS)).unwrap();
+    secured["spec"]["tls"] = json!([{"hosts": ["tls.example.com"], "secretName": "tls", "secretNamespace": "default"}]);
+    api.create(&create, &serde_json::from_value(secured).unwrap()).await.unwrap();
+    until(&api, "tls", "ready", |i| i.is_some_and(Conditioned::is_ready)).await;
+    assert_eq!(send_tls(tls, &certificate, &Request::to("tls.example.com")).await.unwrap().status, 200);
 
     // What the gateway refuses only the other hears: it tells with an event, and the status stays as it is.
     let mut greedy = ingress("greedy", "greedy.example.com", CLASS);
