@@ -5,6 +5,7 @@
 //! here; other requests marked as kubelet probes (a mesh rewrites them) reach the program without being counted.
 
 use std::{
+    fmt::Display,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Instant,
@@ -21,6 +22,7 @@ use crate::{
     drain::Drainer,
     forwarded,
     observed::{Observers, Seen},
+    pending::{self, Pending},
     probe::{Patience, Prober},
     stats::{Stats, StatsGuard},
 };
@@ -34,6 +36,7 @@ pub(crate) struct Chain {
     pub(crate) prober: Prober,
     pub(crate) stats: Arc<Stats>,
     pub(crate) breaker: Option<Breaker>,
+    pub(crate) pending: Pending,
     pub(crate) limits: Limits,
     pub(crate) pool: Pool,
     pub(crate) observers: Arc<Observers>,
@@ -99,6 +102,7 @@ impl Chain {
         let in_flight = self.in_flight.enter();
 
         let mut timer = Timer::start(self.limits);
+        timer.watch(&request);
         let Some(outcome) = timer.limit(self.proxy(request, peer.ip(), in_flight, seen)).await else {
             return timed_out(timer.message());
         };
@@ -115,6 +119,7 @@ impl Chain {
         in_flight: InFlightGuard,
         seen: Option<&Arc<Seen>>,
     ) -> Result<(Outbound, Response<net::PooledBody>, Ticket), Box<Response<Body>>> {
+        let bytes = if self.breaker.is_some() { pending::head(&request) } else { 0 };
         // Before this hop is added: upstream names the hops before the sidecar.
         forwarded::add(request.headers_mut());
         let mut outbound = Outbound::new(request, peer)?;
@@ -130,7 +135,14 @@ impl Chain {
                 if let Some(seen) = seen {
                     let _ = seen.waited.set(Instant::now());
                 }
-                ticket.admit(breaker.acquire().await.map_err(|full| Box::new(queue_full(&full)))?);
+                let slot = match breaker.try_acquire() {
+                    Some(slot) => slot,
+                    None => {
+                        let _held = self.pending.hold(bytes).map_err(|full| Box::new(refused(&full)))?;
+                        breaker.acquire().await.map_err(|full| Box::new(refused(&full)))?
+                    }
+                };
+                ticket.admit(slot);
             }
         }
         if let Some(seen) = seen {
@@ -194,8 +206,9 @@ fn shutting_down() -> Response<Body> {
     net::http_error(StatusCode::SERVICE_UNAVAILABLE, "shutting down")
 }
 
-fn queue_full(full: &net::QueueFull) -> Response<Body> {
-    let mut response = net::http_error(StatusCode::SERVICE_UNAVAILABLE, &full.to_string());
+/// `why` there is no place for one more to wait.
+fn refused(why: &dyn Display) -> Response<Body> {
+    let mut response = net::http_error(StatusCode::SERVICE_UNAVAILABLE, &why.to_string());
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }

@@ -3,13 +3,14 @@
 //! Parsing works on any map, never on the process environment, so that it can be tested. Names and fatal errors are
 //! upstream's. Variables that only we know are listed at the end of `names`.
 
+mod listeners;
 mod observability;
 mod values;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
-pub use self::observability::Observability;
-use crate::{DrainRule, Probe};
+pub use self::{listeners::MetricsListener, observability::Observability};
+use crate::{DrainRule, Probe, otlp::Otel, tls::TlsSettings};
 
 /// Names of the environment variables.
 mod names {
@@ -34,11 +35,7 @@ mod names {
     pub(super) const POD_IP: &str = "SERVING_POD_IP";
     pub(super) const OBSERVABILITY: &str = "OBSERVABILITY_CONFIG";
 
-    pub(super) const TLS_MIN: &str = "QUEUE_PROXY_TLS_MIN_VERSION";
-    pub(super) const TLS_MAX: &str = "QUEUE_PROXY_TLS_MAX_VERSION";
-    pub(super) const METRICS_PORT: &str = "METRICS_PROMETHEUS_PORT";
     pub(super) const PROFILING_PORT: &str = "PROFILING_PORT";
-    pub(super) const OTEL_SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
 
     /// Ours: answer with a `Server-Timing` header.
     pub(super) const SERVER_TIMING: &str = "QUEUE_SERVER_TIMING";
@@ -47,6 +44,8 @@ mod names {
     pub(super) const DRAIN_IDLE: &str = "QUEUE_DRAIN_IDLE_PERIOD";
     /// Ours: the quiet period itself.
     pub(super) const DRAIN_QUIET: &str = "QUEUE_DRAIN_QUIET_PERIOD";
+    /// Ours: how many bytes the requests that wait for a slot may hold together.
+    pub(super) const PENDING_BYTES: &str = "QUEUE_MAX_PENDING_BYTES";
     /// Ours: worker threads; 1 unless set.
     pub(super) const THREADS: &str = "QUEUE_PROXY_THREADS";
 }
@@ -58,6 +57,9 @@ pub(crate) const AUTOSCALING_PORT: u16 = 9090;
 /// Where Prometheus scrapes.
 pub(crate) const METRICS_PORT: u16 = 9091;
 const CERTIFICATES: &str = "/var/lib/knative/certs";
+/// Well below the memory that upstream's resource defaults give a sidecar, and far above what requests without large
+/// heads can hold while they wait.
+const PENDING_BYTES: usize = 64 << 20;
 
 /// A set of environment variables.
 pub type Environment = BTreeMap<String, String>;
@@ -88,20 +90,14 @@ pub struct Config {
     pub threads: usize,
     /// Where `tls.crt` and `tls.key` are, if there are any.
     pub certificates: PathBuf,
-    pub tls: TlsRange,
+    pub tls: TlsSettings,
     pub observability: Observability,
-    pub metrics_port: u16,
+    pub metrics: MetricsListener,
     pub profiling_port: u16,
-    pub otel_service_name: Option<String>,
+    pub otel: Otel,
     pub server_timing: bool,
-}
-
-/// The versions of TLS that are served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsRange {
-    Only12,
-    From12,
-    Only13,
+    /// What the requests that wait for a slot may hold together.
+    pub pending_bytes: usize,
 }
 
 /// The environment is not what it has to be; the process ends with this text.
@@ -126,8 +122,9 @@ impl Config {
         for required in [n::LOGGING_CONFIG, n::CONFIGURATION] {
             vars.required(required)?;
         }
-        for unused in [n::FULL_DUPLEX, n::MULTI_PROBES] {
-            vars.boolean(unused)?;
+        // Requests and responses always stream both ways, and a list of probes says itself that there are several.
+        for without_effect in [n::FULL_DUPLEX, n::MULTI_PROBES] {
+            vars.boolean(without_effect)?;
         }
         let observability = Observability::parse(vars.text(n::OBSERVABILITY).unwrap_or(""))
             .map_err(|error| ConfigError::Json(n::OBSERVABILITY, error))?;
@@ -162,29 +159,29 @@ impl Config {
             },
             threads: vars.integer(n::THREADS)?.map_or(1, |threads| threads.clamp(1, 64) as usize),
             certificates: CERTIFICATES.into(),
-            tls: tls_range(vars.text(n::TLS_MIN).unwrap_or(""), vars.text(n::TLS_MAX).unwrap_or(""))?,
+            tls: listeners::tls(&vars, listeners::SERVING_TLS)?,
+            metrics: listeners::metrics(&vars, &observability)?,
             observability,
-            metrics_port: vars.optional_port(n::METRICS_PORT)?.unwrap_or(METRICS_PORT),
             profiling_port: vars.optional_port(n::PROFILING_PORT)?.unwrap_or(crate::profiling::PORT),
-            otel_service_name: vars.text(n::OTEL_SERVICE_NAME).filter(|name| !name.is_empty()).map(str::to_owned),
+            otel: Otel(
+                env.range("OTEL_".to_owned()..).take_while(|(name, _)| name.starts_with("OTEL_")).map(owned).collect(),
+            ),
             server_timing: vars.boolean(n::SERVER_TIMING)?.unwrap_or(false),
+            pending_bytes: vars
+                .integer(n::PENDING_BYTES)?
+                .map_or(PENDING_BYTES, |bytes| usize::try_from(bytes).unwrap_or(0)),
         })
+    }
+
+    /// How often request metrics are sent; zero: OpenTelemetry's default.
+    pub(crate) fn export_interval(&self) -> Duration {
+        let configured = Duration::from_nanos(self.observability.request_metrics.export_interval);
+        self.otel.milliseconds("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(configured)
     }
 }
 
-fn tls_range(min: &str, max: &str) -> Result<TlsRange, ConfigError> {
-    let invalid = |name, value: &str| ConfigError::Invalid { name, value: value.to_owned(), expected: "1.2 or 1.3" };
-    let from12 = match min {
-        "" | "1.3" => false,
-        "1.2" => true,
-        _ => return Err(invalid(names::TLS_MIN, min)),
-    };
-    match max {
-        "" | "1.3" if from12 => Ok(TlsRange::From12),
-        "" | "1.3" => Ok(TlsRange::Only13),
-        "1.2" if from12 => Ok(TlsRange::Only12),
-        _ => Err(invalid(names::TLS_MAX, max)),
-    }
+fn owned((name, value): (&String, &String)) -> (String, String) {
+    (name.clone(), value.clone())
 }
 
 #[cfg(test)]
@@ -262,12 +259,62 @@ mod tests {
             ("QUEUE_PROXY_TLS_MAX_VERSION", Some("")),
         ]))
         .expect("valid");
-        assert_eq!(config.tls, TlsRange::From12);
+        assert_eq!(config.tls, TlsSettings::parse("1.2", "", "", "").expect("valid"));
         assert_eq!(config.observability.log_template(), Some("x"));
         assert!(config.observability.prometheus() && config.observability.profiling());
-        for (name, value) in [("QUEUE_PROXY_TLS_MIN_VERSION", "1.1"), ("QUEUE_PROXY_TLS_MAX_VERSION", "1.2")] {
-            assert!(Config::parse(&env(&[(name, Some(value))])).is_err(), "{name}={value}");
+        for (name, value) in [
+            ("QUEUE_PROXY_TLS_MIN_VERSION", "1.1"),
+            ("QUEUE_PROXY_TLS_MAX_VERSION", "1.2"),
+            ("QUEUE_PROXY_TLS_CIPHER_SUITES", "none"),
+            ("QUEUE_PROXY_TLS_CURVE_PREFERENCES", "none"),
+        ] {
+            let error = Config::parse(&env(&[(name, Some(value))])).expect_err(name);
+            assert!(matches!(error, ConfigError::Invalid { name: named, .. } if named == name), "{error}");
         }
+        for json in [r#"{"requestMetrics":{"protocol":"statsd"}}"#, r#"{"tracing":{"protocol":"zipkin"}}"#] {
+            assert!(Config::parse(&env(&[("OBSERVABILITY_CONFIG", Some(json))])).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn where_prometheus_scrapes_can_be_chosen() {
+        let listener = |changes: &[(&str, Option<&str>)]| {
+            let json = r#"{"requestMetrics":{"protocol":"prometheus","endpoint":"127.0.0.1:9999"}}"#;
+            let changes: Vec<_> =
+                [("OBSERVABILITY_CONFIG", Some(json))].into_iter().chain(changes.iter().copied()).collect();
+            Config::parse(&env(&changes)).map(|config| config.metrics)
+        };
+        let plain = listener(&[]).expect("valid");
+        assert_eq!((plain.host, plain.port, plain.tls), (Some(IpAddr::from([127, 0, 0, 1])), 9999, None));
+        let other = listener(&[("METRICS_PROMETHEUS_HOST", Some("")), ("METRICS_PROMETHEUS_PORT", Some("1024"))]);
+        let other = other.expect("valid");
+        assert_eq!((other.host, other.port), (None, 1024));
+        let files = [("METRICS_PROMETHEUS_TLS_CERT", Some("c")), ("METRICS_PROMETHEUS_TLS_KEY", Some("k"))];
+        let auth = |mode| [files[0], files[1], ("METRICS_PROMETHEUS_TLS_CLIENT_AUTH", Some(mode))];
+        let authorities = ("METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE", Some("ca"));
+        let secured = listener(&[&auth("require")[..], &[authorities]].concat()).expect("valid");
+        assert!(secured.tls.is_some_and(|(_, _, auth)| auth.is_some_and(|auth| auth.required)));
+        for bad in [
+            &[("METRICS_PROMETHEUS_PORT", Some("80"))][..],
+            &[("METRICS_PROMETHEUS_HOST", Some("nowhere"))],
+            &files[..1],
+            &files[1..],
+            &auth("optional"),
+            &auth("perhaps"),
+        ] {
+            assert!(listener(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn opentelemetrys_variables_are_kept_and_the_interval_is_theirs_first() {
+        let json = r#"{"requestMetrics":{"protocol":"grpc","endpoint":"http://c","exportInterval":5000000000}}"#;
+        let config = Config::parse(&env(&[("OBSERVABILITY_CONFIG", Some(json)), ("OTEL_SERVICE_NAME", Some("mine"))]));
+        let config = config.expect("valid");
+        assert_eq!((config.otel.get("OTEL_SERVICE_NAME"), config.export_interval().as_secs()), (Some("mine"), 5));
+        let sooner = [("OBSERVABILITY_CONFIG", Some(json)), ("OTEL_METRIC_EXPORT_INTERVAL", Some("250"))];
+        let config = Config::parse(&env(&sooner)).expect("valid");
+        assert_eq!(config.export_interval().as_millis(), 250);
     }
 
     #[test]

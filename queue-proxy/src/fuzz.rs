@@ -65,6 +65,9 @@ pub fn environment(data: &[u8]) {
     let _ = crate::Probe::parse(text, 8080);
     let _ = crate::Observability::parse(text);
     crate::request_log::try_template(text);
+    crate::otlp::try_endpoint(text);
+    let _ = crate::TlsSettings::parse("1.2", "", text, "");
+    let _ = crate::TlsSettings::parse("", "", "", text);
     if let Some(made) = crate::forwarded::render(text, "http", "host") {
         assert!(made.starts_with("for=") || made.starts_with("host="), "{made}");
     }

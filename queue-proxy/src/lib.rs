@@ -9,6 +9,8 @@
 //! It runs in every pod of every user, so it is small before anything else: one thread, no Kubernetes client, and
 //! nothing that wakes it when no request is there.
 
+mod calendar;
+mod call;
 mod chain;
 mod config;
 mod direct;
@@ -19,18 +21,23 @@ pub mod fuzz;
 mod log;
 mod metrics;
 mod observed;
+mod otlp;
+mod pending;
 mod probe;
 mod process;
 mod profiling;
 mod request_log;
+mod resource;
 mod server;
 mod stats;
 mod tls;
 mod trace;
 
-pub use config::{Config, ConfigError, Environment, Observability, TlsRange};
+pub use config::{Config, ConfigError, Environment, MetricsListener, Observability};
 pub use drain::DrainRule;
 pub use log::init as init_logging;
+pub use otlp::Otel;
 pub use probe::{Probe, Prober};
 pub use process::{RunError, environment, run};
 pub use server::{Error, Handle, start};
+pub use tls::{ClientAuth, Paths, TlsRange, TlsSettings};

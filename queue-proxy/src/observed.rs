@@ -82,6 +82,16 @@ impl Observers {
         response
     }
 
+    /// Sends what was recorded and has not left.
+    pub(crate) async fn flush(&self) {
+        if let Some(tracer) = &self.tracer {
+            tracer.export().await;
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.export().await;
+        }
+    }
+
     fn record(&self, seen: &Seen, status: StatusCode, bytes: u64) {
         let now = Instant::now();
         if let (Some(tracer), Some(context)) = (&self.tracer, &seen.trace) {

@@ -1,5 +1,7 @@
 //! Assembly: the listeners of a sidecar, and its end.
 
+mod answers;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -7,20 +9,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Response, StatusCode, header};
-use net::{Breaker, Connections, Http, InFlight, Limits, Pool, PoolOptions, ResponseBody};
+use http::Request;
+use hyper::body::Incoming;
+use net::{Breaker, Connections, Http, InFlight, Limits, Pool, PoolOptions};
 use parking_lot::Mutex;
-use proto::Message;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpListener;
 
 use crate::{
-    Config, Prober,
+    Config, MetricsListener, Prober,
     chain::Chain,
     direct::Direct,
     drain::Drainer,
     metrics::Metrics,
     observed::Observers,
+    otlp::{Exporter, Signal},
+    pending::Pending,
     profiling,
     request_log::RequestLog,
     stats::Stats,
@@ -32,8 +35,10 @@ use crate::{
 const QUEUE_PER_SLOT: usize = 10;
 /// How long upgraded connections may outlive the drain.
 const TUNNELS: Duration = Duration::from_secs(60);
-/// A drain asked for by the user's container alone is taken back after this long.
-const HOOK_ALONE: Duration = Duration::from_secs(1);
+/// How long what was recorded may take to leave when the process ends.
+const FLUSH: Duration = Duration::from_secs(10);
+const METRICS_HEAD: Duration = Duration::from_secs(5);
+const PROFILING_HEAD: Duration = Duration::from_secs(15);
 const TIMEOUT_MESSAGE: &str = "request timeout";
 
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,7 @@ pub struct Handle {
     terminating: Arc<Mutex<bool>>,
     tls_address: Option<SocketAddr>,
     metrics_address: Option<SocketAddr>,
+    profiling_address: Option<SocketAddr>,
 }
 
 /// One listener and its connections.
@@ -62,10 +68,6 @@ struct Server {
 /// # Errors
 /// A port that cannot be had, with the reason.
 pub async fn start(config: Config) -> Result<Handle, Error> {
-    let protocol = &*config.observability.request_metrics.protocol;
-    if !matches!(protocol, "" | "none" | "prometheus") {
-        tracing::error!(protocol, "request metrics are only served to Prometheus; they stay off");
-    }
     let in_flight = InFlight::new();
     let concurrency = config.container_concurrency as usize;
     let user = SocketAddr::from((Ipv4Addr::LOCALHOST, config.user_port));
@@ -76,6 +78,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         prober: Prober::new(config.readiness_probes.clone(), config.http2_detection),
         stats: Stats::new(config.pod.clone(), Instant::now()),
         breaker: (concurrency > 0).then(|| Breaker::new(QUEUE_PER_SLOT * concurrency, concurrency)),
+        pending: Pending::new(config.pending_bytes),
         limits: Limits {
             total: config.timeout,
             response_start: config.response_start_timeout,
@@ -84,7 +87,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         },
         pool: Pool::new(user, PoolOptions { max_idle, ..PoolOptions::default() }),
         observers: Arc::new(Observers {
-            metrics: config.observability.prometheus().then(|| Arc::new(Metrics::new(&config))),
+            metrics: metrics(&config),
             log: config.observability.log_template().map(|template| RequestLog::new(template, &config)),
             log_probes: config.observability.enable_probe_request_log,
             server_timing: config.server_timing,
@@ -111,106 +114,94 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
     }));
 
     let connections = add(&admin)?;
-    let (drained, signalled) = (chain.clone(), terminating.clone());
+    let (chain_of_admin, signalled) = (chain.clone(), terminating.clone());
     tokio::spawn(net::serve(admin, connections, move |request, _| {
-        let (chain, terminating) = (drained.clone(), signalled.clone());
-        async move {
-            if request.uri().path() != "/wait-for-drain" {
-                return not_found();
-            }
-            wait_for_drain(&chain, &terminating).await;
-            net::empty(StatusCode::OK)
-        }
+        let (chain, terminating) = (chain_of_admin.clone(), signalled.clone());
+        async move { answers::admin(&request, &chain, &terminating).await }
     }));
 
     let connections = add(&autoscaling)?;
     let scraped = chain.clone();
     tokio::spawn(net::serve(autoscaling, connections, move |request, _| {
-        let response = if request.uri().path() == "/metrics" { stat(&scraped) } else { not_found() };
-        std::future::ready(response)
+        std::future::ready(answers::autoscaling(&request, &scraped))
     }));
 
     let mut metrics_address = None;
-    if let Some(metrics) = chain.observers.metrics.clone() {
-        let listener = listen(&config, config.metrics_port).await?;
+    if let Some(metrics) = chain.observers.metrics.clone().filter(|_| config.observability.prometheus()) {
+        let MetricsListener { host, port, tls } = &config.metrics;
+        let tls = tls.as_ref().map(|(files, settings, auth)| tls::fixed(files, settings, auth.as_ref())).transpose()?;
+        let listener = match host {
+            Some(host) => net::listen((*host, *port).into()).await?,
+            None => listen(&config, *port).await?,
+        };
         let connections = add(&listener)?;
         metrics_address = Some(listener.local_addr()?);
-        tokio::spawn(net::serve(listener, connections, move |request, _| {
-            let response = if request.uri().path() == "/metrics" { exposition(&metrics) } else { not_found() };
-            std::future::ready(response)
+        let http = Http::with_head_time(METRICS_HEAD);
+        let answer = move |request: Request<Incoming>, _| std::future::ready(answers::exposition(&request, &metrics));
+        tokio::spawn(net::accept(listener, connections.clone(), move |stream, peer| {
+            let (tls, http, connections, answer) = (tls.clone(), http.clone(), connections.clone(), answer.clone());
+            async move {
+                match tls {
+                    None => http.serve(stream, peer, &connections, answer).await,
+                    Some(acceptor) => {
+                        let Some(stream) = tls::handshake(acceptor, stream, peer).await else { return };
+                        http.serve(stream, peer, &connections, answer).await;
+                    }
+                }
+            }
         }));
     }
+    let mut profiling_address = None;
     if config.observability.profiling() {
         let listener = listen(&config, config.profiling_port).await?;
         let connections = add(&listener)?;
-        tokio::spawn(net::serve(listener, connections, |request, _| {
-            std::future::ready(profiling::answer(request.uri().path()))
+        profiling_address = Some(listener.local_addr()?);
+        let http = Http::with_head_time(PROFILING_HEAD);
+        tokio::spawn(net::accept(listener, connections.clone(), move |stream, peer| {
+            let (http, connections) = (http.clone(), connections.clone());
+            async move {
+                let answer = |request: Request<Incoming>, _| profiling::answer(request);
+                http.serve(stream, peer, &connections, answer).await;
+            }
         }));
     }
     let mut tls_address = None;
-    if let Some(tls) = Tls::open(&config.certificates, config.tls)? {
+    if let Some(tls) = Tls::open(&config.certificates, &config.tls)? {
         let listener = listen(&config, config.serving_tls_port).await?;
         let connections = add(&listener)?;
         tls_address = Some(listener.local_addr()?);
         let (chain, http) = (chain.clone(), Http::new());
         tokio::spawn(net::accept(listener, connections.clone(), move |stream, peer| {
-            secure(tls.acceptor(), stream, peer, connections.clone(), chain.clone(), http.clone())
+            let (acceptor, chain) = (tls.acceptor(), chain.clone());
+            let (http, connections) = (http.clone(), connections.clone());
+            async move {
+                let Some(stream) = tls::handshake(acceptor, stream, peer).await else { return };
+                let handler = move |request, peer| chain.clone().handle(request, peer, true);
+                http.serve(stream, peer, &connections, handler).await;
+            }
         }));
     }
-    Ok(Handle { chain, servers, terminating, tls_address, metrics_address })
-}
-
-/// Serves one connection of the TLS port.
-async fn secure(
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    peer: SocketAddr,
-    connections: Connections,
-    chain: Arc<Chain>,
-    http: Http,
-) {
-    match tokio::time::timeout(tls::HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => {
-            let handler = move |request, peer| chain.clone().handle(request, peer, true);
-            http.serve(stream, peer, &connections, handler).await;
-        }
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
-        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    if let Some(metrics) = chain.observers.metrics.as_ref().filter(|_| !config.observability.prometheus()) {
+        metrics.export_every(config.export_interval());
     }
+    Ok(Handle { chain, servers, terminating, tls_address, metrics_address, profiling_address })
 }
 
-fn exposition(metrics: &Metrics) -> Response<ResponseBody> {
-    let mut response = net::text(StatusCode::OK, metrics.render());
-    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
-}
-
-/// The hook of the user's container: drains until done. If nobody tells the sidecar itself to stop, only that
-/// container is being restarted, and the drain is taken back.
-async fn wait_for_drain(chain: &Chain, terminating: &Mutex<bool>) {
-    let drain = chain.drainer.drain();
-    let alone = async {
-        tokio::time::sleep(HOOK_ALONE).await;
-        if !*terminating.lock() {
-            chain.drainer.reset();
-        }
-        std::future::pending::<()>().await;
+/// Where request metrics are on: to be scraped, or with a collector to send them to.
+fn metrics(config: &Config) -> Option<Arc<Metrics>> {
+    let settings = &config.observability.request_metrics;
+    let exporter = match &*settings.protocol {
+        "" | "none" => return None,
+        "prometheus" => None,
+        protocol => match Exporter::new(Signal::Metrics, protocol == "grpc", &settings.endpoint, &config.otel) {
+            Ok(exporter) => Some(exporter),
+            Err(error) => {
+                tracing::error!(error, "request metrics cannot be exported; they stay off");
+                return None;
+            }
+        },
     };
-    tokio::select! {
-        () = drain => {}
-        () = alone => {}
-    }
-}
-
-fn stat(chain: &Chain) -> Response<ResponseBody> {
-    let mut response = net::text(StatusCode::OK, chain.stats.stat(Instant::now()).encode_to_vec());
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(proto::CONTENT_TYPE));
-    response
-}
-
-fn not_found() -> Response<ResponseBody> {
-    net::http_error(StatusCode::NOT_FOUND, "404 page not found")
+    Some(Arc::new(Metrics::new(config, exporter)))
 }
 
 /// All interfaces, as pods have a network of their own. A pod whose address is a loopback one shares the machine's
@@ -255,6 +246,11 @@ impl Handle {
         self.metrics_address
     }
 
+    /// Where profiles are, if they are on.
+    pub fn profiling_address(&self) -> Option<SocketAddr> {
+        self.profiling_address
+    }
+
     /// Requests in flight, upgraded connections included.
     pub fn in_flight(&self) -> usize {
         self.chain.in_flight.current()
@@ -265,8 +261,18 @@ impl Handle {
         self.chain.breaker.as_ref().map_or(0, Breaker::in_flight)
     }
 
+    /// Requests that have a slot, where concurrency is limited.
+    pub fn running(&self) -> usize {
+        self.chain.breaker.as_ref().map_or(0, Breaker::executing)
+    }
+
+    /// Bytes that requests waiting for a slot hold.
+    pub fn pending_bytes(&self) -> usize {
+        self.chain.pending.held()
+    }
+
     /// What SIGTERM asks for: probes say no, requests are served until none comes any more, then connections close
-    /// as they become idle. Tunnels get a minute.
+    /// as they become idle. Tunnels get a minute; what was recorded leaves last.
     pub async fn terminate(&self) {
         *self.terminating.lock() = true;
         self.chain.drainer.drain().await;
@@ -278,6 +284,9 @@ impl Handle {
         }
         if tokio::time::timeout(TUNNELS, self.chain.in_flight.idle()).await.is_err() {
             tracing::warn!(open = self.in_flight(), "connections were cut off after the drain");
+        }
+        if tokio::time::timeout(FLUSH, self.chain.observers.flush()).await.is_err() {
+            tracing::warn!("metrics and spans of the last requests were not exported in time");
         }
     }
 }

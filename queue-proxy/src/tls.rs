@@ -3,48 +3,74 @@
 //! The files are read again every minute while the port is open; new content serves the next handshake. No protocol
 //! has to be negotiated: the activator speaks HTTP/2 with prior knowledge inside TLS.
 
+pub(crate) mod client;
+mod settings;
+
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use rustls::{ServerConfig, SupportedProtocolVersion, version};
+use rustls::{
+    RootCertStore, ServerConfig,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::config::TlsRange;
+pub(crate) use self::settings::Which;
+pub use self::settings::{TlsRange, TlsSettings};
 
 const RELOAD: Duration = Duration::from_secs(60);
-pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// The certificate as of now.
 pub(crate) struct Tls {
-    folder: PathBuf,
-    range: TlsRange,
+    files: Paths,
+    settings: TlsSettings,
     config: ArcSwap<ServerConfig>,
 }
 
+/// Where certificate and key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Who has to show a certificate, and whose have to have signed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientAuth {
+    pub authorities: PathBuf,
+    pub required: bool,
+}
+
 /// What the two files contain.
-type Files = (Vec<u8>, Vec<u8>);
+type Contents = (Vec<u8>, Vec<u8>);
+
+const HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 // === impl Tls ===
 
 impl Tls {
-    /// Nothing if the folder does not have both files.
+    /// The serving port's; nothing if the folder does not have both files.
     ///
     /// # Errors
     /// Files that cannot be read or do not make a certificate.
-    pub(crate) fn open(folder: &Path, range: TlsRange) -> io::Result<Option<Arc<Self>>> {
-        if !folder.join("tls.crt").exists() || !folder.join("tls.key").exists() {
+    pub(crate) fn open(folder: &Path, settings: &TlsSettings) -> io::Result<Option<Arc<Self>>> {
+        let files = Paths { certificate: folder.join("tls.crt"), key: folder.join("tls.key") };
+        if !files.certificate.exists() || !files.key.exists() {
             return Ok(None);
         }
-        let files = read(folder)?;
-        let config = parse(&files, range)?;
-        let tls = Arc::new(Self { folder: folder.to_owned(), range, config: ArcSwap::from(config) });
-        tokio::spawn(reload(Arc::downgrade(&tls), files));
+        let contents = read(&files)?;
+        let config = parse(&contents, settings, None, HTTP)?;
+        let tls = Arc::new(Self { files, settings: settings.clone(), config: ArcSwap::from(config) });
+        tokio::spawn(reload(Arc::downgrade(&tls), contents));
         Ok(Some(tls))
     }
 
@@ -53,7 +79,7 @@ impl Tls {
     }
 }
 
-async fn reload(tls: std::sync::Weak<Tls>, mut known: Files) {
+async fn reload(tls: std::sync::Weak<Tls>, mut known: Contents) {
     loop {
         tokio::time::sleep(RELOAD).await;
         let Some(tls) = tls.upgrade() else { return };
@@ -63,8 +89,8 @@ async fn reload(tls: std::sync::Weak<Tls>, mut known: Files) {
 
 impl Tls {
     /// Takes what the files have now, if it differs from `known`.
-    fn refresh(&self, known: Files) -> Files {
-        let fresh = match read(&self.folder) {
+    fn refresh(&self, known: Contents) -> Contents {
+        let fresh = match read(&self.files) {
             Ok(fresh) if fresh != known => fresh,
             Ok(_) => return known,
             Err(error) => {
@@ -72,7 +98,7 @@ impl Tls {
                 return known;
             }
         };
-        match parse(&fresh, self.range) {
+        match parse(&fresh, &self.settings, None, HTTP) {
             Ok(config) => {
                 self.config.store(config);
                 tracing::info!("Certificate and/or key have changed on disk and were reloaded.");
@@ -86,39 +112,67 @@ impl Tls {
     }
 }
 
-fn read(folder: &Path) -> io::Result<Files> {
-    let file = |name: &str| {
-        let path = folder.join(name);
-        fs::read(&path)
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display())))
-    };
-    Ok((file("tls.crt")?, file("tls.key")?))
+/// A listener whose certificate does not change, asking for one of its clients' where `auth` says so.
+///
+/// # Errors
+/// Files that cannot be read or do not make a certificate.
+pub(crate) fn fixed(files: &Paths, settings: &TlsSettings, auth: Option<&ClientAuth>) -> io::Result<TlsAcceptor> {
+    let verifier = auth
+        .map(|auth| {
+            let roots: Arc<RootCertStore> = Arc::new(client::read(&auth.authorities)?);
+            let mut builder = WebPkiClientVerifier::builder_with_provider(roots, settings.provider());
+            if !auth.required {
+                builder = builder.allow_unauthenticated();
+            }
+            builder.build().map_err(io::Error::other)
+        })
+        .transpose()?;
+    Ok(TlsAcceptor::from(parse(&read(files)?, settings, verifier, &HTTP[1..])?))
 }
 
-fn parse((certificate, key): &Files, range: TlsRange) -> io::Result<Arc<ServerConfig>> {
+/// The stream inside, unless the client does not manage the handshake in time.
+pub(crate) async fn handshake(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<TlsStream<TcpStream>> {
+    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    }
+    None
+}
+
+fn read(files: &Paths) -> io::Result<Contents> {
+    let file = |path: &Path| {
+        fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display())))
+    };
+    Ok((file(&files.certificate)?, file(&files.key)?))
+}
+
+fn parse(
+    (certificate, key): &Contents,
+    settings: &TlsSettings,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+    protocols: &[&[u8]],
+) -> io::Result<Arc<ServerConfig>> {
     let chain = CertificateDer::pem_slice_iter(certificate)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| io::Error::other(format!("tls.crt is not a certificate in PEM form: {error}")))?;
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|error| io::Error::other(format!("tls.key is not a private key in PEM form: {error}")))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions(range))
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| io::Error::other(format!("the certificate cannot be served: {error}")))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let unusable = |error| io::Error::other(format!("the certificate cannot be served: {error}"));
+    let builder = ServerConfig::builder_with_provider(settings.provider())
+        .with_protocol_versions(settings.versions())
+        .map_err(unusable)?;
+    let builder = match clients {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
-}
-
-fn versions(range: TlsRange) -> &'static [&'static SupportedProtocolVersion] {
-    static ONLY_12: [&SupportedProtocolVersion; 1] = [&version::TLS12];
-    static FROM_12: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
-    static ONLY_13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
-    match range {
-        TlsRange::Only12 => &ONLY_12,
-        TlsRange::From12 => &FROM_12,
-        TlsRange::Only13 => &ONLY_13,
-    }
 }
 
 #[cfg(test)]
@@ -127,13 +181,94 @@ mod tests {
 
     #[tokio::test]
     async fn no_files_mean_no_tls_and_bad_ones_are_an_error() {
-        let folder = std::env::temp_dir().join(format!("queue-proxy-tls-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("writable");
-        assert!(Tls::open(&folder, TlsRange::Only13).expect("no files").is_none());
+        let made = tempfile::tempdir().expect("writable");
+        let folder = made.path();
+        assert!(Tls::open(folder, &TlsSettings::default()).expect("no files").is_none());
         fs::write(folder.join("tls.crt"), "x").expect("writable");
         fs::write(folder.join("tls.key"), "y").expect("writable");
-        let error = Tls::open(&folder, TlsRange::Only13).err().expect("nonsense").to_string();
+        let error = Tls::open(folder, &TlsSettings::default()).err().expect("nonsense").to_string();
         assert!(error.contains("tls.key"), "{error}");
-        fs::remove_dir_all(&folder).expect("removable");
+    }
+
+    /// The certificate that a client is shown, unverified.
+    async fn shown(acceptor: TlsAcceptor) -> Vec<u8> {
+        use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+        use rustls::{DigitallySignedStruct, SignatureScheme};
+        use rustls_pki_types::{ServerName, UnixTime};
+
+        #[derive(Debug)]
+        struct Anyone;
+        type Checked<T> = Result<T, rustls::Error>;
+        impl ServerCertVerifier for Anyone {
+            fn verify_server_cert(
+                &self,
+                _: &CertificateDer<'_>,
+                _: &[CertificateDer<'_>],
+                _: &ServerName<'_>,
+                _: &[u8],
+                _: UnixTime,
+            ) -> Checked<ServerCertVerified> {
+                Ok(ServerCertVerified::assertion())
+            }
+            fn verify_tls12_signature(
+                &self,
+                _: &[u8],
+                _: &CertificateDer<'_>,
+                _: &DigitallySignedStruct,
+            ) -> Checked<HandshakeSignatureValid> {
+                Ok(HandshakeSignatureValid::assertion())
+            }
+            fn verify_tls13_signature(
+                &self,
+                _: &[u8],
+                _: &CertificateDer<'_>,
+                _: &DigitallySignedStruct,
+            ) -> Checked<HandshakeSignatureValid> {
+                Ok(HandshakeSignatureValid::assertion())
+            }
+            fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+                rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+            }
+        }
+
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let name = ServerName::try_from("a").expect("a name");
+        let (client, _) = tokio::try_join!(connector.connect(name, client), acceptor.accept(server)).expect("both");
+        client.get_ref().1.peer_certificates().expect("one")[0].to_vec()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn new_files_are_served_within_a_minute_and_broken_ones_never() {
+        let folder = tempfile::tempdir().expect("writable");
+        let write = || {
+            let made = rcgen::generate_simple_self_signed(["a".to_owned()]).expect("a certificate");
+            fs::write(folder.path().join("tls.crt"), made.cert.pem()).expect("writable");
+            fs::write(folder.path().join("tls.key"), made.signing_key.serialize_pem()).expect("writable");
+            made.cert.der().to_vec()
+        };
+        let first = write();
+        let tls = Tls::open(folder.path(), &TlsSettings::default()).expect("valid").expect("there");
+        assert_eq!(shown(tls.acceptor()).await, first);
+        let open = tls.acceptor();
+        let second = write();
+        tokio::time::sleep(RELOAD + Duration::from_secs(1)).await;
+        assert_eq!(shown(tls.acceptor()).await, second);
+        assert_eq!(shown(open).await, first, "what had begun with the old one goes on with it");
+        fs::write(folder.path().join("tls.crt"), "nonsense").expect("writable");
+        tokio::time::sleep(RELOAD).await;
+        assert_eq!(shown(tls.acceptor()).await, second);
+        fs::remove_file(folder.path().join("tls.key")).expect("removable");
+        tokio::time::sleep(RELOAD).await;
+        assert_eq!(shown(tls.acceptor()).await, second);
+        let third = write();
+        tokio::time::sleep(RELOAD).await;
+        assert_eq!(shown(tls.acceptor()).await, third);
     }
 }

@@ -1,30 +1,36 @@
-//! Spans of requests, exported as OTLP over HTTP (`http/protobuf`) to the installation's collector.
+//! Spans of requests, exported as OTLP to the installation's collector, or written to standard output.
 //!
 //! Four spans a request, as upstream has them: `queue` (the request as received), `kn.queueproxy.proxy`,
 //! `kn.queueproxy.wait` where concurrency is limited, and the request to the program, which is the parent that the
 //! program sees. Spans wait in a bounded list and leave in batches; what does not fit is dropped, not waited for.
 
+mod export;
+mod sampler;
+
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
-    net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::BodyExt;
-use net::{Pool, PoolOptions, RequestBody};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::sync::Notify;
 
-use crate::{Config, observed::Seen};
+use self::sampler::Sampler;
+use crate::{
+    Config,
+    observed::Seen,
+    otlp::{
+        Exporter, Signal,
+        wire::{KeyValue, Span, Status},
+    },
+    resource,
+};
 
-const BATCH: usize = 512;
+/// Spans that wait; further ones are dropped.
 const WAITING: usize = 2048;
-const DELAY: Duration = Duration::from_secs(5);
-const EXPORT_TIME: Duration = Duration::from_secs(10);
+const SCOPE: &str = "knative.dev/serving/pkg/queue";
 const SERVER: i32 = 2;
 const INTERNAL: i32 = 1;
 const CLIENT: i32 = 3;
@@ -41,10 +47,17 @@ pub(crate) struct Context {
 }
 
 pub(crate) struct Tracer {
-    rate: f64,
-    attributes: Vec<KeyValue>,
+    sampler: Sampler,
+    resource: Vec<(String, String)>,
+    way: Way,
     waiting: Mutex<Vec<Span>>,
     filled: Notify,
+}
+
+/// Where spans go.
+enum Way {
+    Otlp(Exporter),
+    Stdout,
 }
 
 // === impl Context ===
@@ -77,42 +90,34 @@ fn random() -> u64 {
 // === impl Tracer ===
 
 impl Tracer {
-    /// Nothing if tracing is off, or set to something that is not supported, which is logged.
+    /// Nothing if tracing is off, or has nowhere to go, which is logged.
     pub(crate) fn start(config: &Config) -> Option<Arc<Self>> {
         let tracing = &config.observability.tracing;
-        match &*tracing.protocol {
+        let way = match &*tracing.protocol {
             "" | "none" => return None,
-            "http/protobuf" => {}
-            other => {
-                tracing::error!(protocol = other, "spans are only exported over http/protobuf; tracing stays off");
-                return None;
-            }
-        }
-        let endpoint: Uri = match tracing.endpoint.parse() {
-            Ok(endpoint) => endpoint,
-            Err(error) => {
-                tracing::error!(endpoint = tracing.endpoint, %error, "the tracing endpoint is not a URL; tracing stays off");
-                return None;
-            }
+            "stdout" => Way::Stdout,
+            protocol => match Exporter::new(Signal::Traces, protocol == "grpc", &tracing.endpoint, &config.otel) {
+                Ok(exporter) => Way::Otlp(exporter),
+                Err(error) => {
+                    tracing::error!(error, "spans cannot be exported; tracing stays off");
+                    return None;
+                }
+            },
         };
-        let attributes = [
-            ("service.name", &config.service),
-            ("service.instance.id", &config.pod),
-            ("k8s.namespace.name", &config.namespace),
-            ("k8s.pod.name", &config.pod),
-            ("kn.service.name", &config.service),
-            ("kn.configuration.name", &config.configuration),
-            ("kn.revision.name", &config.revision),
-        ]
-        .map(|(key, value)| KeyValue::text(key, value))
-        .into();
+        let sampler = if matches!(way, Way::Stdout) {
+            Sampler::ALWAYS
+        } else {
+            let configured = Sampler::of_rate(tracing.sampling_rate);
+            Sampler::of_variables(&config.otel).unwrap_or(configured)
+        };
         let tracer = Arc::new(Self {
-            rate: tracing.sampling_rate,
-            attributes,
+            sampler,
+            resource: resource::attributes(config),
+            way,
             waiting: Mutex::default(),
             filled: Notify::new(),
         });
-        tokio::spawn(export(Arc::downgrade(&tracer), endpoint));
+        tokio::spawn(export::run(Arc::downgrade(&tracer)));
         Some(tracer)
     }
 
@@ -120,15 +125,7 @@ impl Tracer {
     pub(crate) fn context(&self, headers: &HeaderMap) -> Context {
         let parent = headers.get(&TRACEPARENT).and_then(|value| parse(value.to_str().ok()?));
         let trace = parent.map_or_else(|| u128::from(random()) << 64 | u128::from(random()), |(trace, ..)| trace);
-        // As OpenTelemetry decides it: by the lower half of the trace's number, less its top bit.
-        let chosen = self.rate >= 1.0 || ((trace as u64 >> 1) as f64) < self.rate * (1_u64 << 63) as f64;
-        let sampled = if self.rate >= 1.0 {
-            true
-        } else if self.rate <= 0.0 {
-            false
-        } else {
-            parent.map_or(chosen, |(.., sampled)| sampled)
-        };
+        let sampled = self.sampler.samples(trace, parent.map(|(.., sampled)| sampled));
         let parent = parent.map_or(0, |(_, parent, _)| parent);
         Context { trace, parent, server: random(), proxy: random(), client: random(), sampled }
     }
@@ -177,148 +174,6 @@ impl Tracer {
             waiting.append(&mut spans);
             self.filled.notify_one();
         }
-    }
-}
-
-/// Sends what is there, a while after the first span of a batch; sleeps when there is none.
-async fn export(tracer: std::sync::Weak<Tracer>, endpoint: Uri) {
-    loop {
-        let Some(current) = tracer.upgrade() else { return };
-        if current.waiting.lock().is_empty() {
-            current.filled.notified().await;
-        }
-        if current.waiting.lock().len() < BATCH {
-            drop(current);
-            tokio::time::sleep(DELAY.min(Duration::from_millis(500))).await;
-        }
-        let Some(current) = tracer.upgrade() else { return };
-        let spans = std::mem::take(&mut *current.waiting.lock());
-        let count = spans.len();
-        let request = ExportRequest {
-            resource_spans: vec![ResourceSpans {
-                resource: Some(Resource { attributes: current.attributes.clone() }),
-                scope_spans: vec![ScopeSpans {
-                    scope: Some(Scope { name: "knative.dev/serving/pkg/queue".into() }),
-                    spans,
-                }],
-            }],
-        };
-        drop(current);
-        let sent = tokio::time::timeout(EXPORT_TIME, post(&endpoint, request.encode_to_vec().into())).await;
-        match sent {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%endpoint, error, count, "spans were not exported"),
-            Err(_) => tracing::warn!(%endpoint, count, "spans were not exported in time"),
-        }
-    }
-}
-
-async fn post(endpoint: &Uri, body: Bytes) -> Result<(), String> {
-    let host = endpoint.host().ok_or("the endpoint has no host")?;
-    let port = endpoint.port_u16().unwrap_or(4318);
-    let mut addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| error.to_string())?;
-    let address: SocketAddr = addresses.next().ok_or("the endpoint's host has no address")?;
-    let path = if endpoint.path() == "/" { "/v1/traces" } else { endpoint.path() };
-    let mut request = Request::new(RequestBody::Full(body));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = path.parse().map_err(|_| "the endpoint's path cannot be used".to_owned())?;
-    let headers = request.headers_mut();
-    headers.insert(header::HOST, HeaderValue::try_from(format!("{host}:{port}")).map_err(|error| error.to_string())?);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-    let pool = Pool::new(address, PoolOptions { max_idle: 0, ..PoolOptions::default() });
-    let response = pool.send(request).await.map_err(|error| error.to_string())?;
-    let status = response.status();
-    response.into_body().collect().await.map_err(|error| error.to_string())?;
-    if status.is_success() { Ok(()) } else { Err(format!("the collector answered {status}")) }
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ExportRequest {
-    #[prost(message, repeated, tag = "1")]
-    resource_spans: Vec<ResourceSpans>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ResourceSpans {
-    #[prost(message, optional, tag = "1")]
-    resource: Option<Resource>,
-    #[prost(message, repeated, tag = "2")]
-    scope_spans: Vec<ScopeSpans>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Resource {
-    #[prost(message, repeated, tag = "1")]
-    attributes: Vec<KeyValue>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ScopeSpans {
-    #[prost(message, optional, tag = "1")]
-    scope: Option<Scope>,
-    #[prost(message, repeated, tag = "2")]
-    spans: Vec<Span>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Scope {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Span {
-    #[prost(bytes = "vec", tag = "1")]
-    trace_id: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    span_id: Vec<u8>,
-    #[prost(bytes = "vec", tag = "4")]
-    parent_span_id: Vec<u8>,
-    #[prost(string, tag = "5")]
-    name: String,
-    #[prost(int32, tag = "6")]
-    kind: i32,
-    #[prost(fixed64, tag = "7")]
-    start: u64,
-    #[prost(fixed64, tag = "8")]
-    end: u64,
-    #[prost(message, repeated, tag = "9")]
-    attributes: Vec<KeyValue>,
-    #[prost(message, optional, tag = "15")]
-    status: Option<Status>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Status {
-    #[prost(int32, tag = "3")]
-    code: i32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct KeyValue {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(message, optional, tag = "2")]
-    value: Option<AnyValue>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AnyValue {
-    #[prost(string, optional, tag = "1")]
-    text: Option<String>,
-    #[prost(int64, optional, tag = "3")]
-    number: Option<i64>,
-}
-
-// === impl KeyValue ===
-
-impl KeyValue {
-    fn text(key: &str, value: &str) -> Self {
-        Self { key: key.to_owned(), value: Some(AnyValue { text: Some(value.to_owned()), number: None }) }
-    }
-
-    fn number(key: &str, value: i64) -> Self {
-        Self { key: key.to_owned(), value: Some(AnyValue { text: None, number: Some(value) }) }
     }
 }
 

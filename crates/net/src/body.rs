@@ -47,6 +47,8 @@ enum Source {
     Done,
     Full(Bytes),
     Stream(Box<PooledBody>),
+    /// Has said why it stops, before its announced length.
+    Broken(&'static str),
 }
 
 /// Why a body ended before its time.
@@ -152,6 +154,7 @@ impl<G: Unpin> Body for ResponseBody<G> {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Done => SizeHint::with_exact(0),
+            Source::Broken(_) => SizeHint::default(),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Stream(body) => body.size_hint(),
         }
@@ -164,6 +167,11 @@ impl<G> ResponseBody<G> {
         let body = match &mut this.source {
             Source::Stream(body) => body,
             Source::Done => return Poll::Ready(None),
+            Source::Broken(message) => {
+                let message = *message;
+                this.finish();
+                return Poll::Ready(Some(Err(BodyError::TimedOut(message))));
+            }
             Source::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 this.finish();
@@ -185,16 +193,18 @@ impl<G> ResponseBody<G> {
         if timer.poll_expired(cx).is_pending() {
             return Poll::Pending;
         }
-        // The status is out; what is left is to say why it stops. Where the length was announced even that is
-        // impossible, and the connection has to break.
+        // The status is out; what is left is to say why it stops. Where a length was announced, the text has to fit
+        // into what is left of it, and the connection breaks afterwards.
         let message = timer.message();
-        let announced = body.size_hint().exact().is_some();
+        let left = body.size_hint().exact();
         this.finish();
-        if announced {
-            Poll::Ready(Some(Err(BodyError::TimedOut(message))))
-        } else {
-            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(message.as_bytes())))))
+        if let Some(left) = left {
+            this.source = Source::Broken(message);
+            if left < message.len() as u64 {
+                return this.poll_source(cx);
+            }
         }
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(message.as_bytes())))))
     }
 }
 

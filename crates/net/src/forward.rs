@@ -14,7 +14,9 @@ use http::{
 use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 
-use crate::{Pool, RequestBody, ResponseBody, SendError, Timer, headers, http_error, pool::PooledBody, tunnel};
+use crate::{
+    Pool, RequestBody, ResponseBody, SendError, Timer, headers, http_error, pool::PooledBody, tunnel, watched::Wire,
+};
 
 /// A request on its way to the next hop.
 #[derive(Debug)]
@@ -43,6 +45,7 @@ impl Outbound {
         let upgrade = token.map(|token| (hyper::upgrade::on(&mut request), token));
 
         let (mut parts, body) = request.into_parts();
+        let wire = parts.extensions.remove::<Wire>();
         parts.extensions.clear();
         let headers = &mut parts.headers;
         headers::strip_hop_by_hop(headers);
@@ -69,7 +72,16 @@ impl Outbound {
         if !http2 {
             parts.uri = Uri::from(origin(&parts.uri));
         }
-        Ok(Self { request: Request::from_parts(parts, body), upgrade, http2 })
+        let mut request = Request::from_parts(parts, body);
+        if let Some(wire) = wire {
+            hyper::ext::on_informational(&mut request, move |response| {
+                // Leave to send a body is given by the server itself.
+                if response.status() != StatusCode::CONTINUE {
+                    wire.send(response.status(), response.headers());
+                }
+            });
+        }
+        Ok(Self { request, upgrade, http2 })
     }
 
     pub fn headers(&self) -> &HeaderMap {

@@ -14,12 +14,14 @@ mod dial;
 mod drain;
 mod files;
 mod forward;
+mod h2c;
 mod pool;
 mod prefixed;
 mod respond;
 mod stats;
 mod timeout;
 mod tunnel;
+mod watched;
 
 pub mod headers;
 
@@ -35,3 +37,4 @@ pub use prefixed::Prefixed;
 pub use respond::{empty, http_error, text};
 pub use stats::{Report, RequestStats};
 pub use timeout::{Limits, Timer};
+pub use watched::{HEAD_TIME, Wire};

@@ -314,5 +314,7 @@ fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    // Who is to be told of interim responses.
+    *copy.extensions_mut() = request.extensions().clone();
     copy
 }

@@ -4,7 +4,7 @@
 //! was written since and either ends the request or is set again, so that writing costs no timer operation.
 //!
 //! As upstream: the total limit is hard, also in the middle of a response; a request that has written nothing yet is
-//! idle from its start; progress of the request's body does not count.
+//! idle from its start; progress of the request's body does not count; an interim response is something written.
 
 use std::{
     future::Future,
@@ -14,6 +14,8 @@ use std::{
 };
 
 use tokio::time::{Instant, Sleep};
+
+use crate::watched::Wire;
 
 /// What a revision allows its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub struct Timer {
     started: Instant,
     last_write: Option<Instant>,
     sleep: Pin<Box<Sleep>>,
+    /// Where interim responses are written.
+    wire: Option<Wire>,
 }
 
 // === impl Timer ===
@@ -41,7 +45,7 @@ impl Timer {
         let started = Instant::now();
         let first = [Some(limits.total), limits.response_start, limits.idle].into_iter().flatten().min();
         let sleep = Box::pin(tokio::time::sleep_until(started + first.unwrap_or(limits.total)));
-        Self { limits, started, last_write: None, sleep }
+        Self { limits, started, last_write: None, sleep, wire: None }
     }
 
     pub fn limits(&self) -> &Limits {
@@ -50,6 +54,11 @@ impl Timer {
 
     pub fn message(&self) -> &'static str {
         self.limits.message
+    }
+
+    /// Counts interim responses of `request` as written.
+    pub fn watch<B>(&mut self, request: &http::Request<B>) {
+        self.wire = request.extensions().get::<Wire>().cloned();
     }
 
     /// When the total limit is reached.
@@ -90,13 +99,14 @@ impl Timer {
     /// The next moment to look again, or `None` if a limit is exceeded at `now`.
     fn next(&self, now: Instant) -> Option<Instant> {
         let mut next = self.deadline();
+        let last_write = self.last_write.or_else(|| self.wire.as_ref()?.told());
         if let Some(limit) = self.limits.response_start
-            && self.last_write.is_none()
+            && last_write.is_none()
         {
             next = next.min(self.started + limit);
         }
         if let Some(limit) = self.limits.idle {
-            next = next.min(self.last_write.unwrap_or(self.started) + limit);
+            next = next.min(last_write.unwrap_or(self.started) + limit);
         }
         (next > now).then_some(next)
     }

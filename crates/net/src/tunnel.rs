@@ -109,3 +109,47 @@ impl AsyncWrite for Side {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Seconds until a tunnel ends in which something moves every `every` seconds, until `last`.
+    async fn ends(limits: Limits, every: u64, last: u64, backend: bool) -> u64 {
+        let start = Instant::now();
+        let activity = Activity { start, last: AtomicU64::new(0), backend_spoke: AtomicBool::new(false) };
+        let moving = async {
+            for at in (every..=last).step_by(every as usize) {
+                tokio::time::sleep_until(start + SECOND * at as u32).await;
+                activity.last.store(at * 1000, Ordering::Relaxed);
+                activity.backend_spoke.fetch_or(backend, Ordering::Relaxed);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = moving => {}
+            () = expired(&activity, limits, start + limits.total) => {}
+        }
+        start.elapsed().as_secs()
+    }
+
+    fn limits(total: u32, response_start: Option<u32>, idle: Option<u32>) -> Limits {
+        let [response_start, idle] = [response_start, idle].map(|limit| limit.map(|limit| SECOND * limit));
+        Limits { total: SECOND * total, response_start, idle, message: "" }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_ends_when_nothing_moves_and_not_while_something_does() {
+        let limits = limits(300, Some(20), Some(10));
+        assert_eq!(ends(limits, 5, 100, true).await, 110);
+        assert_eq!(ends(limits, 15, 15, true).await, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_has_to_speak_and_the_total_is_hard() {
+        assert_eq!(ends(limits(300, Some(20), None), 5, 300, false).await, 20);
+        assert_eq!(ends(limits(30, Some(20), Some(10)), 5, 300, true).await, 30);
+    }
+}

@@ -39,7 +39,14 @@ impl Observability {
         if json.is_empty() {
             return Ok(Self::default());
         }
-        serde_json::from_str(json).map_err(|error| error.to_string())
+        let parsed: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let known = |what: &str, protocol: &str, all: &[&str]| {
+            let known = protocol.is_empty() || all.contains(&protocol);
+            if known { Ok(()) } else { Err(format!("{what} protocol {protocol:?} is none of {}", all.join(", "))) }
+        };
+        known("requestMetrics", &parsed.request_metrics.protocol, &["none", "prometheus", "http/protobuf", "grpc"])?;
+        known("tracing", &parsed.tracing.protocol, &["none", "http/protobuf", "grpc", "stdout"])?;
+        Ok(parsed)
     }
 
     /// The template, if requests are logged.

@@ -1,4 +1,7 @@
 //! One attempt at one probe, as the kubelet would make it.
+//!
+//! Two things differ from the kubelet's, as upstream: certificates are verified, and redirects are followed wherever
+//! they lead.
 
 use std::net::SocketAddr;
 
@@ -11,25 +14,34 @@ use http_body_util::BodyExt;
 use net::{Pool, PoolOptions, RequestBody};
 
 use super::Check;
+use crate::{call::Target, tls};
 
 const AGENT: HeaderValue = HeaderValue::from_static("kube-probe//");
 const GRPC_PATH: &str = "/grpc.health.v1.Health/Check";
 const SERVING: u64 = 1;
+const REDIRECTS: usize = 10;
+
+/// What is asked for.
+struct Url {
+    target: Target,
+    path: String,
+}
 
 /// `Ok` if the check passes now. The caller limits the time.
 pub(super) async fn attempt(check: &Check, detect_http2: bool) -> Result<(), String> {
     match check {
         Check::Tcp(address) => net::connect(*address).await.map(drop).map_err(|error| error.to_string()),
-        Check::Http { https: true, .. } => Err("HTTPS readiness probes need a sidecar built with TLS".to_owned()),
-        Check::Http { address, host, path, headers, .. } => {
-            let plain = HeaderMap::new();
-            let custom = custom_headers(headers);
-            if !detect_http2 {
-                return http1(*address, host, path, custom).await;
+        Check::Http { address, host, path, https, headers } => {
+            let name = host.rsplit_once(':').map_or(&**host, |(name, _)| name);
+            let name = if name.is_empty() { address.ip().to_string() } else { name.to_owned() };
+            let url = |http2| Url::new(name.clone(), address.port(), path, *https, http2);
+            let (plain, custom) = (HeaderMap::new(), custom_headers(headers));
+            if !detect_http2 || *https {
+                return get(url(false)?, custom).await;
             }
-            match http2(*address, host, path, plain.clone()).await {
-                Ok(()) => http2(*address, host, path, custom).await,
-                Err(_) => http1(*address, host, path, plain).await,
+            match get(url(true)?, plain.clone()).await {
+                Ok(()) => get(url(true)?, custom).await,
+                Err(_) => get(url(false)?, plain).await,
             }
         }
         Check::Grpc { address, service } => grpc(*address, service).await,
@@ -55,33 +67,64 @@ fn custom_headers(headers: &[(String, String)]) -> HeaderMap {
     map
 }
 
-async fn http1(address: SocketAddr, host: &str, path: &str, headers: HeaderMap) -> Result<(), String> {
-    let mut request = Request::new(RequestBody::Empty);
-    *request.uri_mut() = path.parse().map_err(|error| format!("path {path:?}: {error}"))?;
-    *request.headers_mut() = headers;
-    let headers = request.headers_mut();
-    headers.insert(header::HOST, HeaderValue::try_from(host).map_err(|error| error.to_string())?);
-    headers.entry(header::USER_AGENT).or_insert(AGENT);
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    let response = pool(address).send_fresh(request).await.map_err(|error| error.to_string())?;
-    passed(response.status())
-}
-
-async fn http2(address: SocketAddr, host: &str, path: &str, headers: HeaderMap) -> Result<(), String> {
-    let mut request = Request::new(RequestBody::Empty);
-    *request.uri_mut() = format!("http://{host}{path}").parse().map_err(|error| format!("path {path:?}: {error}"))?;
-    *request.version_mut() = http::Version::HTTP_2;
-    *request.headers_mut() = headers;
-    request.headers_mut().entry(header::USER_AGENT).or_insert(AGENT);
-    let response = pool(address).send_http2(request).await.map_err(|error| error.to_string())?;
-    passed(response.status())
-}
-
-fn passed(status: http::StatusCode) -> Result<(), String> {
-    if (200..400).contains(&status.as_u16()) {
-        return Ok(());
+async fn get(mut url: Url, headers: HeaderMap) -> Result<(), String> {
+    for _ in 0..=REDIRECTS {
+        let mut request = Request::new(RequestBody::Empty);
+        *request.headers_mut() = headers.clone();
+        request.headers_mut().entry(header::USER_AGENT).or_insert(AGENT);
+        let error = |error: &dyn std::fmt::Display| format!("path {:?}: {error}", url.path);
+        let authority = url.target.authority();
+        if url.target.http2 {
+            let uri = format!("http://{authority}{}", url.path);
+            *request.uri_mut() = uri.parse().map_err(|invalid: http::uri::InvalidUri| error(&invalid))?;
+            *request.version_mut() = http::Version::HTTP_2;
+        } else {
+            *request.uri_mut() = url.path.parse().map_err(|invalid: http::uri::InvalidUri| error(&invalid))?;
+            let host = HeaderValue::try_from(authority).map_err(|invalid| error(&invalid))?;
+            request.headers_mut().insert(header::HOST, host);
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let response = url.target.send(request).await?;
+        let status = response.status();
+        let next = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+        match next {
+            Some(next) if matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308) => url = url.follow(next)?,
+            _ if (200..400).contains(&status.as_u16()) => return Ok(()),
+            _ => return Err(format!("HTTP probe did not respond Ready, got status code: {}", status.as_u16())),
+        }
     }
-    Err(format!("HTTP probe did not respond Ready, got status code: {}", status.as_u16()))
+    Err(format!("stopped after {REDIRECTS} redirects"))
+}
+
+// === impl Url ===
+
+impl Url {
+    fn new(host: String, port: u16, path: &str, https: bool, http2: bool) -> Result<Self, String> {
+        let tls = https.then(|| tls::client::config(None, false)).transpose().map_err(|error| error.to_string())?;
+        Ok(Self { target: Target { host, port, tls, http2 }, path: path.to_owned() })
+    }
+
+    /// Where a `Location` points from here.
+    fn follow(&self, location: &str) -> Result<Self, String> {
+        let here = &self.target;
+        if location.starts_with('/') && !location.starts_with("//") {
+            return Ok(Self { target: here.clone(), path: location.to_owned() });
+        }
+        let scheme = if here.tls.is_some() { "https" } else { "http" };
+        let absolute = if location.starts_with("//") {
+            format!("{scheme}:{location}")
+        } else if location.contains("://") {
+            location.to_owned()
+        } else {
+            let folder = self.path.rfind('/').map_or("/", |end| &self.path[..=end]);
+            return Ok(Self { target: here.clone(), path: format!("{folder}{location}") });
+        };
+        let uri: Uri = absolute.parse().map_err(|error| format!("redirect to {location:?}: {error}"))?;
+        let https = uri.scheme_str() == Some("https");
+        let host = uri.host().unwrap_or("").trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        Self::new(host, port, uri.path_and_query().map_or("/", |path| path.as_str()), https, here.http2 && !https)
+    }
 }
 
 /// `grpc.health.v1.Health/Check`, without a gRPC library: one message of one string field each way.
@@ -131,4 +174,24 @@ fn serving_status(body: Bytes) -> Option<u64> {
     }
     let tag = prost::encoding::decode_varint(&mut message).ok()?;
     (tag == 0x08).then(|| prost::encoding::decode_varint(&mut message).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_lead_where_they_say() {
+        let here = Url::new("127.0.0.1".to_owned(), 8080, "/a/b", false, false).expect("plain");
+        for (location, expected) in [
+            ("/c?d", "127.0.0.1:8080/c?d"),
+            ("c", "127.0.0.1:8080/a/c"),
+            ("//other:1/x", "other:1/x"),
+            ("http://other/x", "other:80/x"),
+            ("http://[::1]:9/", "[::1]:9/"),
+        ] {
+            let url = here.follow(location).expect(location);
+            assert_eq!(format!("{}{}", url.target.authority(), url.path), expected);
+        }
+    }
 }

@@ -1,5 +1,9 @@
 //! The sidecar over real sockets: what a gateway, a program, the kubelet and the autoscaler see.
 
+mod contract;
+mod process;
+mod simulation;
+mod telemetry;
 mod wire;
 
 use std::{
@@ -12,7 +16,7 @@ use std::{
 };
 
 use proto::Message;
-use queue_proxy::{Config, DrainRule, Environment, Handle};
+use queue_proxy::{Config, DrainRule, Environment, Handle, MetricsListener};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -490,7 +494,11 @@ async fn a_drain_of_the_program_alone_is_taken_back() {
 #[tokio::test]
 async fn request_metrics_have_upstreams_names_and_labels() {
     let port = program(|_| async { ok("hello") }).await;
-    let mut config = Config { metrics_port: 0, container_concurrency: 3, ..config(port) };
+    let mut config = Config {
+        metrics: MetricsListener { host: None, port: 0, tls: None },
+        container_concurrency: 3,
+        ..config(port)
+    };
     config.observability =
         queue_proxy::Observability::parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#).unwrap();
     let proxy = start(config).await;

@@ -7,7 +7,7 @@ use hyper::client::conn::http2;
 use super::*;
 
 /// A program that hands every connection to `serve`, and counts them.
-async fn raw_program<F, R>(serve: F) -> (u16, Arc<AtomicUsize>)
+pub(crate) async fn raw_program<F, R>(serve: F) -> (u16, Arc<AtomicUsize>)
 where
     F: Fn(TcpStream) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = ()> + Send,
@@ -346,24 +346,29 @@ async fn large_heads_pass_in_both_directions() {
     }
 }
 
-#[tokio::test]
-async fn http2_streams_share_a_connection_and_resets_reach_the_program() {
-    let closed = Arc::new(AtomicUsize::new(0));
+pub(crate) async fn http2_program() -> u16 {
+    counting_http2_program(Arc::default()).await
+}
+
+/// Speaks HTTP/2 alone: answers with the request's host and its body, never on `/never`; counts requests that were
+/// broken off.
+async fn counting_http2_program(closed: Arc<AtomicUsize>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("bound").port();
-    let ended = closed.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let ended = ended.clone();
+            let closed = closed.clone();
             let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let guard = Guard(ended.clone());
+                let guard = Guard(closed.clone());
                 async move {
                     if request.uri().path() == "/never" {
                         std::future::pending::<()>().await;
                     }
                     std::mem::forget(guard);
                     let host = request.uri().authority().map_or("", |host| host.as_str()).to_owned();
-                    let body = http_body_util::Full::new(Bytes::from(host)).with_trailers(async {
+                    let sent = request.into_body().collect().await.expect("whole").to_bytes();
+                    let body = Bytes::from([host.as_bytes(), &sent].concat());
+                    let body = http_body_util::Full::new(body).with_trailers(async {
                         let mut trailers = http::HeaderMap::new();
                         trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
                         Some(Ok(trailers))
@@ -376,6 +381,13 @@ async fn http2_streams_share_a_connection_and_resets_reach_the_program() {
             tokio::spawn(server.serve_connection(io, service));
         }
     });
+    port
+}
+
+#[tokio::test]
+async fn http2_streams_share_a_connection_and_resets_reach_the_program() {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let port = counting_http2_program(closed.clone()).await;
     let proxy = start(config(port)).await;
     let stream = TcpStream::connect(proxy.serving_address()).await.expect("listening");
     let executor = hyper_util::rt::TokioExecutor::new();

@@ -1,0 +1,90 @@
+//! What the ports beside the serving one answer.
+
+use std::time::{Duration, Instant};
+
+use http::{
+    Method, Request, Response, StatusCode,
+    header::{self, HeaderValue},
+};
+use hyper::body::Incoming;
+use net::ResponseBody;
+use parking_lot::Mutex;
+use proto::Message;
+
+use crate::{chain::Chain, metrics::Metrics, probe::Patience};
+
+/// A drain asked for by the user's container alone is taken back after this long.
+const HOOK_ALONE: Duration = Duration::from_secs(1);
+
+/// The admin port: the hook of the user's container, and those who wait for the pod to become ready.
+pub(super) async fn admin(
+    request: &Request<Incoming>,
+    chain: &Chain,
+    terminating: &Mutex<bool>,
+) -> Response<ResponseBody> {
+    match request.uri().path() {
+        "/wait-for-drain" => {
+            wait_for_drain(chain, terminating).await;
+            net::empty(StatusCode::OK)
+        }
+        "/wait-for-ready" => wait_for_ready(chain).await,
+        _ => not_found(),
+    }
+}
+
+/// Drains until done. If nobody tells the sidecar itself to stop, only the container that asks is being restarted,
+/// and the drain is taken back.
+async fn wait_for_drain(chain: &Chain, terminating: &Mutex<bool>) {
+    let drain = chain.drainer.drain();
+    let alone = async {
+        tokio::time::sleep(HOOK_ALONE).await;
+        if !*terminating.lock() {
+            chain.drainer.reset();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = drain => {}
+        () = alone => {}
+    }
+}
+
+/// Answers the moment the program is ready (`docs/readiness.md`): 200 and `queue`, as a probe that asked just then.
+async fn wait_for_ready(chain: &Chain) -> Response<ResponseBody> {
+    while !chain.drainer.is_draining() {
+        if chain.prober.ready(Patience::UntilReady).await && !chain.drainer.is_draining() {
+            return net::text(StatusCode::OK, net::headers::QUEUE);
+        }
+    }
+    net::http_error(StatusCode::SERVICE_UNAVAILABLE, "shutting down")
+}
+
+/// The port the autoscaler scrapes.
+pub(super) fn autoscaling(request: &Request<Incoming>, chain: &Chain) -> Response<ResponseBody> {
+    if request.uri().path() != "/metrics" {
+        return not_found();
+    }
+    let mut response = net::text(StatusCode::OK, chain.stats.stat(Instant::now()).encode_to_vec());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(proto::CONTENT_TYPE));
+    response
+}
+
+/// The port Prometheus scrapes.
+pub(super) fn exposition(request: &Request<Incoming>, metrics: &Metrics) -> Response<ResponseBody> {
+    if request.uri().path() != "/metrics" {
+        return not_found();
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = net::http_error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    let mut response = net::text(StatusCode::OK, metrics.render());
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn not_found() -> Response<ResponseBody> {
+    net::http_error(StatusCode::NOT_FOUND, "404 page not found")
+}

@@ -1,0 +1,171 @@
+//! What leaves the sidecar for others to look at: metrics and spans over both forms of OTLP, and the secured scrape.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use tokio::sync::mpsc;
+
+use super::*;
+
+/// A collector that speaks gRPC: passes on each call's path, content type and message.
+async fn grpc_collector() -> (String, mpsc::UnboundedReceiver<(String, String, Bytes)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let sender = sender.clone();
+            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let sender = sender.clone();
+                async move {
+                    let path = request.uri().path().to_owned();
+                    let kind = request.headers()["content-type"].to_str().expect("text").to_owned();
+                    let body = request.into_body().collect().await.expect("whole").to_bytes();
+                    let length = u32::from_be_bytes(body[1..5].try_into().expect("four")) as usize;
+                    assert_eq!((body[0], length), (0, body.len() - 5), "one frame, not compressed");
+                    let _ = sender.send((path, kind, body.slice(5..)));
+                    let body = Full::new(Bytes::from_static(&[0; 5])).with_trailers(async {
+                        let mut trailers = http::HeaderMap::new();
+                        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                        Some(Ok::<_, std::convert::Infallible>(trailers))
+                    });
+                    Ok::<_, std::convert::Infallible>(http::Response::new(body))
+                }
+            });
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let server = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+            tokio::spawn(server.serve_connection(io, service));
+        }
+    });
+    (endpoint, receiver)
+}
+
+fn has(body: &[u8], text: &str) -> bool {
+    body.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+fn observing(config: Config, json: &str) -> Config {
+    Config { observability: queue_proxy::Observability::parse(json).expect("valid"), ..config }
+}
+
+#[tokio::test]
+async fn spans_and_metrics_reach_a_collector_over_grpc() {
+    let (endpoint, mut calls) = grpc_collector().await;
+    let port = program(|_| async { ok("hello") }).await;
+    let json = format!(
+        r#"{{"tracing":{{"protocol":"grpc","endpoint":"{endpoint}","samplingRate":1}},
+            "requestMetrics":{{"protocol":"grpc","endpoint":"{endpoint}","exportInterval":50000000}}}}"#
+    );
+    let proxy = start(observing(config(port), &json)).await;
+    assert!(proxy.metrics_address().is_none(), "there is nothing to scrape");
+    get(Way::Short, proxy.serving_address(), "").await;
+    let (mut spans, mut metrics) = (false, false);
+    while !(spans && metrics) {
+        let call = tokio::time::timeout(PATIENCE, calls.recv()).await.expect("in time");
+        let (path, kind, message) = call.expect("a call");
+        assert_eq!(kind, "application/grpc");
+        match &*path {
+            "/opentelemetry.proto.collector.trace.v1.TraceService/Export" => {
+                spans |= has(&message, "kn.queueproxy.proxy") && has(&message, "hello-pod");
+            }
+            "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export" => {
+                metrics |= has(&message, "http.server.request.duration") && has(&message, "hello-pod");
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_posted_and_the_last_ones_leave_when_the_process_ends() {
+    let collector = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint = format!("http://{}", collector.local_addr().expect("bound"));
+    let port = program(|_| async { ok("hello") }).await;
+    // Only at the end, as the interval is long.
+    let json = format!(r#"{{"requestMetrics":{{"protocol":"http/protobuf","endpoint":"{endpoint}"}}}}"#);
+    let drain = DrainRule { quiet: Duration::from_millis(20), idle: None };
+    let proxy = Arc::new(start(Config { drain, ..observing(config(port), &json) }).await);
+    get(Way::Short, proxy.serving_address(), "").await;
+    let ending = tokio::spawn(async move { proxy.terminate().await });
+    let (mut stream, _) = tokio::time::timeout(PATIENCE, collector.accept()).await.expect("in time").expect("a call");
+    let head = read_head(&mut stream).await.expect("a head");
+    assert!(head.starts_with("POST /v1/metrics HTTP/1.1\r\n"), "{head}");
+    assert!(head.contains("Content-Type: application/x-protobuf\r\n"), "{head}");
+    let length = head.split("Content-Length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+    let mut body = vec![0; length.expect("a length")];
+    stream.read_exact(&mut body).await.expect("the body");
+    assert!(has(&body, "kn.serving.invocation.duration") && has(&body, "knative.dev/serving/pkg/queue"));
+    assert!(!ending.is_finished(), "ended before the collector had answered");
+    stream.write_all(ok("").as_bytes()).await.expect("sent");
+    tokio::time::timeout(PATIENCE, ending).await.expect("in time").expect("no panic");
+}
+
+#[tokio::test]
+async fn spans_wait_for_a_collector_that_is_not_there_yet() {
+    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = reserved.local_addr().expect("bound");
+    drop(reserved);
+    let port = program(|_| async { ok("hello") }).await;
+    let json =
+        format!(r#"{{"tracing":{{"protocol":"http/protobuf","endpoint":"http://{address}","samplingRate":1}}}}"#);
+    let drain = DrainRule { quiet: Duration::from_millis(20), idle: None };
+    let proxy = Arc::new(start(Config { drain, ..observing(config(port), &json) }).await);
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("traceparent: 00-{trace}-00f067aa0ba902b7-01\r\n");
+    get(Way::Short, proxy.serving_address(), &parent).await;
+    // The first attempt fails; ending the process is the next.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let collector = TcpListener::bind(address).await.expect("still free");
+    tokio::spawn(async move { proxy.terminate().await });
+    let (mut stream, _) = tokio::time::timeout(PATIENCE, collector.accept()).await.expect("in time").expect("a call");
+    let head = read_head(&mut stream).await.expect("a head");
+    let length = head.split("Content-Length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+    let mut body = vec![0; length.expect("a length")];
+    stream.read_exact(&mut body).await.expect("the body");
+    assert!(has(&body, "kn.queueproxy.proxy"));
+}
+
+#[tokio::test]
+async fn the_scrape_can_be_secured_and_ask_for_certificates() {
+    let folder = tempfile::tempdir().expect("writable");
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("writable");
+        path
+    };
+    let server = rcgen::generate_simple_self_signed(["metrics".to_owned()]).expect("a certificate");
+    let client = rcgen::generate_simple_self_signed(["prometheus".to_owned()]).expect("a certificate");
+    let files = queue_proxy::Paths {
+        certificate: write("crt", server.cert.pem()),
+        key: write("key", server.signing_key.serialize_pem()),
+    };
+    let authorities = write("ca", client.cert.pem());
+    for (required, shows, passes) in [(true, true, true), (true, false, false), (false, false, true)] {
+        let auth = queue_proxy::ClientAuth { authorities: authorities.clone(), required };
+        let tls = Some((files.clone(), queue_proxy::TlsSettings::default(), Some(auth)));
+        let metrics = MetricsListener { host: Some([127, 0, 0, 1].into()), port: 0, tls };
+        let config = observing(config(1), r#"{"requestMetrics":{"protocol":"prometheus"}}"#);
+        let proxy = start(Config { metrics, ..config }).await;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(server.cert.der().clone()).expect("a root");
+        let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots);
+        let tls = if shows {
+            let key = rustls_pki_types::PrivateKeyDer::try_from(client.signing_key.serialize_der()).expect("a key");
+            builder.with_client_auth_cert(vec![client.cert.der().clone()], key).expect("valid")
+        } else {
+            builder.with_no_client_auth()
+        };
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let stream = TcpStream::connect(proxy.metrics_address().expect("on")).await.expect("listening");
+        let name = rustls_pki_types::ServerName::try_from("metrics").expect("a name");
+        let mut answer = Vec::new();
+        if let Ok(mut stream) = connector.connect(name, stream).await {
+            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+            let _ = stream.read_to_end(&mut answer).await;
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        assert_eq!(answer.contains("target_info{"), passes, "required {required}, shown {shows}: {answer}");
+    }
+}
