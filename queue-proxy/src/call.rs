@@ -5,15 +5,10 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use net::RequestBody;
+use hyper::body::Incoming;
+use net::{BoxIo, RequestBody};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Where a request goes.
 #[derive(Clone)]
@@ -42,13 +37,16 @@ impl Target {
     /// What kept the answer's head from coming, as text for a log.
     pub(crate) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, String> {
         let stream = net::connect(self.address().await?).await.map_err(|error| error.to_string())?;
-        let Some(config) = &self.tls else {
-            return self.exchange(stream, request).await;
+        let io: BoxIo = match &self.tls {
+            None => Box::new(stream),
+            Some(config) => {
+                let name = ServerName::try_from(self.host.clone());
+                let name = name.map_err(|error| format!("{:?}: {error}", self.host))?;
+                let connector = tokio_rustls::TlsConnector::from(config.clone());
+                Box::new(connector.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))?)
+            }
         };
-        let name = ServerName::try_from(self.host.clone()).map_err(|error| format!("{:?}: {error}", self.host))?;
-        let connector = tokio_rustls::TlsConnector::from(config.clone());
-        let stream = connector.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))?;
-        self.exchange(stream, request).await
+        net::send_on(io, self.http2, request).await.map_err(|error| chain(&error))
     }
 
     async fn address(&self) -> Result<SocketAddr, String> {
@@ -58,23 +56,6 @@ impl Target {
         let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
         let found = found.map_err(|error| format!("cannot look up {:?}: {error}", self.host))?.next();
         found.ok_or_else(|| format!("{:?} has no address", self.host))
-    }
-
-    async fn exchange<I>(&self, io: I, request: Request<RequestBody>) -> Result<Response<Incoming>, String>
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let text = |error: hyper::Error| chain(&error);
-        if self.http2 {
-            let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await;
-            let (mut sender, connection) = handshake.map_err(text)?;
-            tokio::spawn(connection);
-            return sender.send_request(request).await.map_err(text);
-        }
-        let handshake = http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(io)).await;
-        let (mut sender, connection) = handshake.map_err(text)?;
-        tokio::spawn(connection);
-        sender.send_request(request).await.map_err(text)
     }
 }
 

@@ -18,6 +18,7 @@ cargo xtask <command>
   test [filter]     build everything, get Envoy, run all tests
   lint              formatting, clippy without warnings, the dependency directions of ARCHITECTURE.md
   bench <name> ..   build (release) and run a scenario of benches/
+  sidecar           build queue-proxy for an image: static, small; prints its path
   envoy             get Envoy and print its path
 ";
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         "test" => test(&rest),
         "lint" => lint(),
         "bench" => bench(&rest),
+        "sidecar" => sidecar(),
         "envoy" => envoy::ensure(&root()).map(|path| println!("{}", path.display())),
         "" | "help" | "--help" => {
             print!("{HELP}");
@@ -82,6 +84,19 @@ fn bench(arguments: &[String]) -> Result<()> {
     let mut command = Command::new(root().join("target/release/benches"));
     command.args(arguments).env("ENVOY", envoy::ensure(&root())?);
     exec(command)
+}
+
+/// Nothing is loaded or relocated at its start, which is most of what a small process has resident.
+fn sidecar() -> Result<()> {
+    let version = Command::new("rustc").arg("-vV").output().context("cannot ask rustc for its target")?;
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let target = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no target")?;
+    let flags = r#"["-C", "target-feature=+crt-static", "-C", "relocation-model=static"]"#;
+    run(cargo()
+        .args(["build", "--package=queue-proxy", "--profile=sidecar", "--target", target])
+        .args(["--config", &format!("target.{target}.rustflags={flags}")]))?;
+    println!("{}", root().join("target").join(target).join("sidecar/queue-proxy").display());
+    Ok(())
 }
 
 fn build_release() -> Result<()> {

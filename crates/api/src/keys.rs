@@ -46,6 +46,8 @@ pub mod queue_sidecar {
     pub const MEMORY_LIMIT: &str = "queue.sidecar.serving.knative.dev/memory-resource-limit";
     pub const EPHEMERAL_STORAGE_REQUEST: &str = "queue.sidecar.serving.knative.dev/ephemeral-storage-resource-request";
     pub const EPHEMERAL_STORAGE_LIMIT: &str = "queue.sidecar.serving.knative.dev/ephemeral-storage-resource-limit";
+    /// Ours: `enabled` makes the sidecar say in `Server-Timing` where a request's time went.
+    pub const SERVER_TIMING: &str = "queue.sidecar.serving.knative.dev/server-timing";
 }
 
 /// `autoscaling.knative.dev/*`: annotations, each with its aliases; the first one present wins.

@@ -1,14 +1,10 @@
-//! Accepting connections and serving HTTP/1.1 and HTTP/2 (prior knowledge) on them.
-//!
-//! There is no read timeout between requests: gateways keep connections for an hour, and closing one just as a
-//! request comes in would lose it. A head that has begun has a minute to arrive (see `watched`).
+//! Accepting connections, and letting go of them.
 //!
 //! Shutdown is graceful per connection: idle ones close at once, busy ones after their response (HTTP/1.1) or after
 //! GOAWAY and their last stream (HTTP/2). Connections learn of it through a flag and their task's waker, which is
 //! registered once; polling a connection touches nothing shared.
 
 use std::{
-    convert::Infallible,
     fmt,
     future::Future,
     io,
@@ -17,32 +13,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode, Version, header, header::HeaderValue};
-use hyper::{body::Incoming, server::conn::http2};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-};
+use http::{Request, Response};
+use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
 
-use crate::{
-    ResponseBody, h2c,
-    watched::{HEAD_TIME, HeadClock, Served, Watched, Wire},
-};
-
-const STREAMS: u32 = 250;
-const WINDOW: u32 = 1 << 20;
-const FRAME: u32 = 1 << 20;
-const HEADERS: u32 = 1 << 20;
+use crate::{Http, ResponseBody};
 
 /// The open connections of a server, and the way to end them.
 #[derive(Clone, Default)]
@@ -90,14 +73,6 @@ pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// How HTTP is spoken on connections, whatever carries them. Clones are cheap.
-#[derive(Clone)]
-pub struct Http {
-    builder: Arc<auto::Builder<TokioExecutor>>,
-    http2: Arc<http2::Builder<TokioExecutor>>,
-    head_time: Duration,
-}
-
 /// Accepts until `connections` are told to close. `handler` gets every request with its peer's address.
 pub async fn serve<H, F, G>(listener: TcpListener, connections: Connections, handler: H)
 where
@@ -142,166 +117,6 @@ where
 fn is_peer_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-// === impl Http ===
-
-impl Default for Http {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Http {
-    pub fn new() -> Self {
-        Self::with_head_time(HEAD_TIME)
-    }
-
-    /// With another limit for heads than upstream's minute.
-    pub fn with_head_time(head_time: Duration) -> Self {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().title_case_headers(true).max_buf_size(HEADERS as usize);
-        builder
-            .http2()
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .max_frame_size(FRAME)
-            .max_header_list_size(HEADERS);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .max_frame_size(FRAME)
-            .max_header_list_size(HEADERS);
-        Self { builder: Arc::new(builder), http2: Arc::new(http2), head_time }
-    }
-
-    /// Serves one connection to its end; it is a member of `connections` until then.
-    pub async fn serve<I, H, F, G>(&self, io: I, peer: SocketAddr, connections: &Connections, handler: H)
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Send + Sync + 'static,
-        F: Future<Output = Response<ResponseBody<G>>> + Send + 'static,
-        G: Send + Unpin + 'static,
-    {
-        let wire = Wire::new();
-        let handler = Arc::new(handler);
-        let (noted, http2, members) = (wire.clone(), self.http2.clone(), connections.clone());
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            let serving = noted.serve();
-            let answer = if h2c::is_asked(&request) {
-                let switch = Switch { http2: http2.clone(), peer, connections: members.clone() };
-                Answer::Switch(Box::pin(switch.run(request, handler.clone())))
-            } else {
-                if request.version() == Version::HTTP_11 {
-                    request.extensions_mut().insert(noted.clone());
-                }
-                Answer::Handler(handler(request, peer))
-            };
-            async move {
-                let response = match answer {
-                    Answer::Handler(response) => response.await,
-                    Answer::Switch(response) => response.await,
-                };
-                Ok::<_, Infallible>(response.map(|body| Served::new(body, serving)))
-            }
-        });
-        let io = TokioIo::new(Watched::new(io, wire.clone()));
-        let mut connection = std::pin::pin!(self.builder.serve_connection_with_upgrades(io, service));
-        let mut member = connections.join();
-        let mut heads = HeadClock::default();
-        let result = std::future::poll_fn(|cx| {
-            if member.poll_closing(cx) {
-                connection.as_mut().graceful_shutdown();
-            }
-            let polled = connection.as_mut().poll(cx);
-            if polled.is_pending() && heads.poll(&wire, self.head_time, cx).is_ready() {
-                return Poll::Ready(Err("its next request took too long to arrive".into()));
-            }
-            polled
-        })
-        .await;
-        if let Err(error) = result {
-            tracing::debug!(%peer, %error, "connection ended");
-        }
-    }
-}
-
-/// A connection that is to become one of HTTP/2.
-struct Switch {
-    http2: Arc<http2::Builder<TokioExecutor>>,
-    peer: SocketAddr,
-    connections: Connections,
-}
-
-/// Who answers a request.
-enum Answer<F, S> {
-    Handler(F),
-    Switch(S),
-}
-
-// === impl Switch ===
-
-impl Switch {
-    async fn run<H, F, G>(self, mut request: Request<Incoming>, handler: Arc<H>) -> Response<ResponseBody<G>>
-    where
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Send + Sync + 'static,
-        F: Future<Output = Response<ResponseBody<G>>> + Send + 'static,
-        G: Send + Unpin + 'static,
-    {
-        let upgrade = hyper::upgrade::on(&mut request);
-        let (parts, body) = request.into_parts();
-        let Some(body) = h2c::whole(body).await else {
-            return crate::http_error(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large for an upgrade to h2c");
-        };
-        let first = h2c::frames(&Request::from_parts(parts, ()), &body);
-        tokio::spawn(async move {
-            let Ok(io) = upgrade.await else { return };
-            match h2c::begin(TokioIo::new(io), first).await {
-                Ok(io) => self.serve(io, handler).await,
-                Err(error) => tracing::debug!(peer = %self.peer, %error, "upgrade to HTTP/2 failed"),
-            }
-        });
-        let mut response = crate::empty(StatusCode::SWITCHING_PROTOCOLS);
-        let headers = response.headers_mut();
-        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::UPGRADE, HeaderValue::from_static("h2c"));
-        response
-    }
-
-    async fn serve<I, H, F, G>(&self, io: I, handler: Arc<H>)
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Send + Sync + 'static,
-        F: Future<Output = Response<ResponseBody<G>>> + Send + 'static,
-        G: Send + Unpin + 'static,
-    {
-        let peer = self.peer;
-        let service = hyper::service::service_fn(move |request| {
-            let response = handler(request, peer);
-            async move { Ok::<_, Infallible>(response.await) }
-        });
-        let mut connection = std::pin::pin!(self.http2.serve_connection(TokioIo::new(io), service));
-        let mut member = self.connections.join();
-        let result = std::future::poll_fn(|cx| {
-            if member.poll_closing(cx) {
-                connection.as_mut().graceful_shutdown();
-            }
-            connection.as_mut().poll(cx)
-        })
-        .await;
-        if let Err(error) = result {
-            tracing::debug!(%peer, %error, "connection ended");
-        }
-    }
-}
-
-impl fmt::Debug for Http {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Http")
-    }
 }
 
 // === impl Connections ===

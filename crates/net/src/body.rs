@@ -47,8 +47,12 @@ enum Source {
     Done,
     Full(Bytes),
     Stream(Box<PooledBody>),
-    /// Has said why it stops, before its announced length.
-    Broken(&'static str),
+    /// Stops for this reason, before its announced length.
+    Broken {
+        message: &'static str,
+        /// What was said of it has yet to be written.
+        flush: bool,
+    },
 }
 
 /// Why a body ended before its time.
@@ -154,7 +158,7 @@ impl<G: Unpin> Body for ResponseBody<G> {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Done => SizeHint::with_exact(0),
-            Source::Broken(_) => SizeHint::default(),
+            Source::Broken { .. } => SizeHint::default(),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Stream(body) => body.size_hint(),
         }
@@ -167,7 +171,13 @@ impl<G> ResponseBody<G> {
         let body = match &mut this.source {
             Source::Stream(body) => body,
             Source::Done => return Poll::Ready(None),
-            Source::Broken(message) => {
+            Source::Broken { flush: flush @ true, .. } => {
+                // An error makes hyper drop what it has not written; a pause makes it write.
+                *flush = false;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Source::Broken { message, .. } => {
                 let message = *message;
                 this.finish();
                 return Poll::Ready(Some(Err(BodyError::TimedOut(message))));
@@ -199,8 +209,9 @@ impl<G> ResponseBody<G> {
         let left = body.size_hint().exact();
         this.finish();
         if let Some(left) = left {
-            this.source = Source::Broken(message);
-            if left < message.len() as u64 {
+            let fits = left >= message.len() as u64;
+            this.source = Source::Broken { message, flush: fits };
+            if !fits {
                 return this.poll_source(cx);
             }
         }

@@ -18,6 +18,7 @@ mod h2c;
 mod pool;
 mod prefixed;
 mod respond;
+mod serve;
 mod stats;
 mod timeout;
 mod tunnel;
@@ -25,16 +26,17 @@ mod watched;
 
 pub mod headers;
 
-pub use accept::{Connections, Http, Member, accept, listen, serve};
+pub use accept::{Connections, Member, accept, listen, serve};
 pub use body::{BodyError, RequestBody, ResponseBody};
 pub use breaker::{Breaker, QueueFull, Slot};
 pub use dial::{DialError, connect};
 pub use drain::{InFlight, InFlightGuard};
 pub use files::raise_open_files;
 pub use forward::{Outbound, SendFailure, bad_gateway, respond};
-pub use pool::{BoxIo, Io, Pool, PoolOptions, PooledBody, SendError, Wrap};
+pub use pool::{BoxIo, Io, Pool, PoolOptions, PooledBody, SendError, Wrap, send_on};
 pub use prefixed::Prefixed;
 pub use respond::{empty, http_error, text};
+pub use serve::Http;
 pub use stats::{Report, RequestStats};
 pub use timeout::{Limits, Timer};
 pub use watched::{HEAD_TIME, Wire};

@@ -199,25 +199,13 @@ impl Pool {
     }
 
     async fn dial(&self) -> Result<Sender, DialError> {
-        match self.shared.connect().await? {
-            Connection::Plain(stream) => self.handshake(stream).await,
-            Connection::Wrapped(io) => self.handshake(io).await,
-        }
-    }
-
-    async fn handshake(&self, io: impl Io + 'static) -> Result<Sender, DialError> {
-        let address = self.shared.address;
-        let (sender, connection) = http1::Builder::new()
-            .title_case_headers(self.shared.options.title_case)
-            .handshake(TokioIo::new(io))
+        let io: BoxIo = match self.shared.connect().await? {
+            Connection::Plain(stream) => Box::new(stream),
+            Connection::Wrapped(io) => io,
+        };
+        handshake(io, self.shared.options.title_case)
             .await
-            .map_err(|error| DialError::Failed { address, source: io::Error::other(error) })?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%address, %error, "backend connection ended");
-            }
-        });
-        Ok(sender)
+            .map_err(|error| DialError::Failed { address: self.shared.address, source: io::Error::other(error) })
     }
 
     fn respond(&self, response: Response<Incoming>, sender: Sender) -> Response<PooledBody> {
@@ -282,6 +270,33 @@ impl Shared {
             tokio::spawn(reap(Arc::downgrade(self), self.options.idle_timeout));
         }
     }
+}
+
+/// One request on a connection that is used for nothing else: over HTTP/2 with prior knowledge, or HTTP/1.1.
+///
+/// Dropping the future closes the connection.
+///
+/// # Errors
+/// What hyper says.
+pub async fn send_on(
+    io: BoxIo,
+    http2: bool,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, hyper::Error> {
+    if http2 {
+        return http2::handshake(io).await?.send_request(request).await;
+    }
+    handshake(io, true).await?.send_request(request).await
+}
+
+async fn handshake(io: BoxIo, title_case: bool) -> Result<Sender, hyper::Error> {
+    let (sender, connection) = http1::Builder::new().title_case_headers(title_case).handshake(TokioIo::new(io)).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "backend connection ended");
+        }
+    });
+    Ok(sender)
 }
 
 /// Closes connections that nobody used for `timeout`; ends with the last one, so that an idle process has no timer.

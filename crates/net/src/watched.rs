@@ -349,9 +349,9 @@ mod tests {
         client.read_exact(&mut settings).await.expect("settings");
         tokio::time::sleep(HEAD_TIME * 10).await;
         // PING, answered after the rest of the settings and their acknowledgement.
-        client.write_all(b"\0\0\x08\x06\0\0\0\0\012345678").await.expect("sent");
+        client.write_all(b"\0\0\x08\x06\0\0\0\0\x00pingpong").await.expect("sent");
         let mut seen = Vec::new();
-        while !seen.ends_with(b"\0\0\x08\x06\x01\0\0\0\012345678") {
+        while !seen.ends_with(b"\0\0\x08\x06\x01\0\0\0\x00pingpong") {
             seen.push(client.read_u8().await.expect("still open"));
         }
     }

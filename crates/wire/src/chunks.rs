@@ -33,10 +33,20 @@ enum State {
 }
 
 /// Where in a chunked body the bytes seen so far end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Chunks {
     state: State,
     lines: u32,
+}
+
+/// What bytes of a chunked body are.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Part<'a> {
+    Data(&'a [u8]),
+    /// The end of the data.
+    Last,
+    /// Of the trailers and the line that ends them.
+    Trailers(&'a [u8]),
 }
 
 /// The bytes are not a chunked body.
@@ -58,10 +68,19 @@ impl Chunks {
     /// # Errors
     /// At the first byte that cannot be.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<usize, Invalid> {
+        self.take_apart(bytes, |_| {})
+    }
+
+    /// The same, showing what the bytes are.
+    ///
+    /// # Errors
+    /// See `scan`.
+    pub fn take_apart<'a>(&mut self, bytes: &'a [u8], mut show: impl FnMut(Part<'a>)) -> Result<usize, Invalid> {
         let mut at = 0;
         while at < bytes.len() && self.state != State::Done {
             if let State::Data { left } = self.state {
                 let step = left.min((bytes.len() - at) as u64);
+                show(Part::Data(&bytes[at..at + step as usize]));
                 at += step as usize;
                 self.lines = 0;
                 self.state = if step == left { State::DataEnd } else { State::Data { left: left - step } };
@@ -71,10 +90,22 @@ impl Chunks {
             if self.lines > MAX_LINES {
                 return Err(Invalid);
             }
+            let in_trailers = self.is_in_trailers();
             self.state = self.state.next(bytes[at])?;
+            if in_trailers {
+                show(Part::Trailers(&bytes[at..=at]));
+            } else if self.state == State::Trailer {
+                show(Part::Last);
+            }
             at += 1;
         }
         Ok(at)
+    }
+
+    /// True once no more data can come.
+    pub fn is_in_trailers(&self) -> bool {
+        use State as S;
+        matches!(self.state, S::Trailer | S::TrailerLine | S::TrailerLineEnd | S::LastLineEnd | S::Done)
     }
 
     pub fn is_done(&self) -> bool {

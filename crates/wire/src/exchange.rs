@@ -5,7 +5,8 @@ use std::{future::poll_fn, io, sync::Arc, task::Poll, task::ready};
 use tokio::net::TcpStream;
 
 use crate::{
-    Answer, Backend, Chunks, Client, Cut, Framing, Plain,
+    Answer, Backend, Client, Cut, Framing, Plain,
+    body::Body,
     buffers::{self, Buffer, with_date},
     client::{poll_read, try_write},
     response::response,
@@ -217,12 +218,11 @@ impl Client {
         loop {
             if let Some((bytes, range)) = buffer.take() {
                 let piece = &bytes[range];
-                let Some(taken) = body.take(piece) else {
+                let Some((taken, parts)) = body.pass(piece, out) else {
                     relayed.broken = true;
                     return relayed;
                 };
                 relayed.bytes += taken as u64;
-                let parts = body.wrap(&piece[..taken], out);
                 if !self.write(parts).await {
                     return relayed;
                 }
@@ -274,67 +274,5 @@ impl Client {
 impl Failure {
     fn broken(message: impl Into<String>) -> Self {
         Self::Backend { message: message.into(), unsent: false }
-    }
-}
-
-/// How far the body has got.
-enum Body {
-    Length(u64),
-    Chunked(Chunks),
-    /// Ends with the connection; the client gets chunks.
-    Close,
-}
-
-// === impl Body ===
-
-impl Body {
-    fn new(framing: Framing) -> Self {
-        match framing {
-            Framing::Length(length) => Self::Length(length),
-            Framing::Chunked => Self::Chunked(Chunks::default()),
-            Framing::Close => Self::Close,
-        }
-    }
-
-    /// How many of `bytes` belong to the body; `None` if they cannot be right.
-    fn take(&mut self, bytes: &[u8]) -> Option<usize> {
-        match self {
-            Self::Length(left) => {
-                let step = (*left).min(bytes.len() as u64);
-                *left -= step;
-                Some(step as usize)
-            }
-            Self::Chunked(chunks) => chunks.scan(bytes).ok(),
-            Self::Close => Some(bytes.len()),
-        }
-    }
-
-    /// What to write for `piece`, after what is in `out`.
-    fn wrap<'a>(&self, piece: &'a [u8], out: &'a mut Vec<u8>) -> [&'a [u8]; 3] {
-        match self {
-            Self::Close if !piece.is_empty() => {
-                out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
-                [out, piece, b"\r\n"]
-            }
-            _ => [out, piece, &[]],
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        match self {
-            Self::Length(left) => *left == 0,
-            Self::Chunked(chunks) => chunks.is_done(),
-            Self::Close => false,
-        }
-    }
-
-    /// The end of a body that a time limit cuts off, where it can have one.
-    fn appended(&self, message: &str) -> Option<String> {
-        let possible = match self {
-            Self::Length(_) => false,
-            Self::Chunked(chunks) => chunks.is_between(),
-            Self::Close => true,
-        };
-        possible.then(|| format!("{:x}\r\n{message}\r\n0\r\n\r\n", message.len()))
     }
 }

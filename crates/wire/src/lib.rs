@@ -6,6 +6,7 @@
 //! its own. The first request that is not plain hands its connection, from that request's first byte on, to a full
 //! implementation.
 
+mod body;
 mod buffers;
 mod chunks;
 mod client;
@@ -17,7 +18,7 @@ mod request;
 mod response;
 
 pub use buffers::with_date;
-pub use chunks::{Chunks, Invalid};
+pub use chunks::{Chunks, Invalid, Part};
 pub use client::{Client, Cut, Next};
 pub use exchange::{Begun, Failure, Relayed};
 pub use fields::write_field;

@@ -1,10 +1,18 @@
 //! One plain request on its way through the chain.
 
+use net::{Breaker, Slot};
 use tokio::time::Instant;
-use wire::{Client, Failure, Plain};
+use wire::{Client, Cut, Failure, Plain};
 
 use super::Direct;
 use crate::chain::Ticket;
+
+/// Why a request got no slot.
+enum Refusal {
+    Cut(Cut),
+    /// There is no room to wait, for this reason.
+    Full(String),
+}
 
 // === impl Direct ===
 
@@ -18,27 +26,30 @@ impl Direct {
         client.start(now, chain.limits);
         let mut ticket = Ticket::new(chain.in_flight.enter());
         ticket.count(&chain.stats, now.into_std(), proxied);
-        if let Some(breaker) = &chain.breaker {
-            let slot = match breaker.try_acquire() {
-                Some(slot) => Ok(Ok(slot)),
-                None => client.race(breaker.acquire()).await,
+        // What waits gives its buffer back; a body that is here already waits apart.
+        let mut body = Vec::new();
+        let plain = if let Some(breaker) = &chain.breaker {
+            let (slot, plain) = match breaker.try_acquire() {
+                Some(slot) => (slot, client.release(plain, None)),
+                None => {
+                    let plain = client.release(plain, Some(&mut body));
+                    match self.wait(client, breaker, out.len() + body.len()).await {
+                        Ok(slot) => (slot, plain),
+                        Err(Refusal::Cut(cut)) => return client.cut(cut).await && !plain.last,
+                        Err(Refusal::Full(why)) => {
+                            let fields = "X-Content-Type-Options: nosniff\r\nRetry-After: 1\r\n";
+                            let kept = client.reply("503 Service Unavailable", fields, &format!("{why}\n")).await;
+                            return kept && !plain.last;
+                        }
+                    }
+                }
             };
-            match slot {
-                Ok(Ok(slot)) => ticket.admit(slot),
-                Ok(Err(full)) => {
-                    client.consume(plain.head + plain.body);
-                    let fields = "X-Content-Type-Options: nosniff\r\nRetry-After: 1\r\n";
-                    let kept = client.reply("503 Service Unavailable", fields, &format!("{full}\n")).await;
-                    return kept && !plain.last;
-                }
-                Err(cut) => {
-                    client.consume(plain.head + plain.body);
-                    return client.cut(cut).await && !plain.last;
-                }
-            }
-        }
-        let plain = client.release(plain, None);
-        match client.begin(&self.program, plain, &[], &[], out).await {
+            ticket.admit(slot);
+            plain
+        } else {
+            client.release(plain, None)
+        };
+        match client.begin(&self.program, plain, &[], &body, out).await {
             Ok(begun) => client.relay(begun, &self.program, out).await.keep,
             Err(Failure::Cut(cut)) => client.cut(cut).await && !plain.last,
             Err(Failure::Client) => false,
@@ -50,6 +61,15 @@ impl Direct {
                 let fields = "X-Content-Type-Options: nosniff\r\n";
                 client.reply("502 Bad Gateway", fields, &format!("{message}\n")).await && !plain.last
             }
+        }
+    }
+
+    /// Waits for a slot; the request holds `bytes` meanwhile.
+    async fn wait(&self, client: &mut Client, breaker: &Breaker, bytes: usize) -> Result<Slot, Refusal> {
+        let _held = self.chain.pending.hold(bytes).map_err(|full| Refusal::Full(full.to_string()))?;
+        match client.race(breaker.acquire()).await {
+            Ok(slot) => slot.map_err(|full| Refusal::Full(full.to_string())),
+            Err(cut) => Err(Refusal::Cut(cut)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the ports beside the serving one answer.
+//! What the ports beside the serving one answer. Bodies are of the serving port's type, so that one server is compiled.
 
 use std::time::{Duration, Instant};
 
@@ -7,21 +7,20 @@ use http::{
     header::{self, HeaderValue},
 };
 use hyper::body::Incoming;
-use net::ResponseBody;
 use parking_lot::Mutex;
 use proto::Message;
 
-use crate::{chain::Chain, metrics::Metrics, probe::Patience};
+use crate::{
+    chain::{Body, Chain},
+    metrics::Metrics,
+    probe::Patience,
+};
 
 /// A drain asked for by the user's container alone is taken back after this long.
 const HOOK_ALONE: Duration = Duration::from_secs(1);
 
 /// The admin port: the hook of the user's container, and those who wait for the pod to become ready.
-pub(super) async fn admin(
-    request: &Request<Incoming>,
-    chain: &Chain,
-    terminating: &Mutex<bool>,
-) -> Response<ResponseBody> {
+pub(super) async fn admin(request: &Request<Incoming>, chain: &Chain, terminating: &Mutex<bool>) -> Response<Body> {
     match request.uri().path() {
         "/wait-for-drain" => {
             wait_for_drain(chain, terminating).await;
@@ -50,7 +49,7 @@ async fn wait_for_drain(chain: &Chain, terminating: &Mutex<bool>) {
 }
 
 /// Answers the moment the program is ready (`docs/readiness.md`): 200 and `queue`, as a probe that asked just then.
-async fn wait_for_ready(chain: &Chain) -> Response<ResponseBody> {
+async fn wait_for_ready(chain: &Chain) -> Response<Body> {
     while !chain.drainer.is_draining() {
         if chain.prober.ready(Patience::UntilReady).await && !chain.drainer.is_draining() {
             return net::text(StatusCode::OK, net::headers::QUEUE);
@@ -60,7 +59,7 @@ async fn wait_for_ready(chain: &Chain) -> Response<ResponseBody> {
 }
 
 /// The port the autoscaler scrapes.
-pub(super) fn autoscaling(request: &Request<Incoming>, chain: &Chain) -> Response<ResponseBody> {
+pub(super) fn autoscaling(request: &Request<Incoming>, chain: &Chain) -> Response<Body> {
     if request.uri().path() != "/metrics" {
         return not_found();
     }
@@ -70,7 +69,7 @@ pub(super) fn autoscaling(request: &Request<Incoming>, chain: &Chain) -> Respons
 }
 
 /// The port Prometheus scrapes.
-pub(super) fn exposition(request: &Request<Incoming>, metrics: &Metrics) -> Response<ResponseBody> {
+pub(super) fn exposition(request: &Request<Incoming>, metrics: &Metrics) -> Response<Body> {
     if request.uri().path() != "/metrics" {
         return not_found();
     }
@@ -85,6 +84,6 @@ pub(super) fn exposition(request: &Request<Incoming>, metrics: &Metrics) -> Resp
     response
 }
 
-fn not_found() -> Response<ResponseBody> {
+fn not_found() -> Response<Body> {
     net::http_error(StatusCode::NOT_FOUND, "404 page not found")
 }

@@ -107,7 +107,7 @@ async fn a_client_that_half_closes_cancels_its_request_as_upstream() {
         .await;
         let proxy = start(config(port)).await;
         let mut client = TcpStream::connect(proxy.serving_address()).await.expect("listening");
-        let close = if matches!(way, Way::Full) { "Connection: close\r\n" } else { "" };
+        let close = if matches!(way, Way::Full) { "Connection: close, x-none\r\n" } else { "" };
         client.write_all(format!("GET / HTTP/1.1\r\nHost: a\r\n{close}\r\n").as_bytes()).await.expect("sent");
         until("the request at the program", || connections.load(Ordering::SeqCst) == 1).await;
         client.shutdown().await.expect("half closed");
@@ -268,32 +268,116 @@ async fn a_connection_is_upgraded_to_http2_when_asked() {
 
 #[tokio::test]
 async fn what_waiting_requests_hold_is_bounded() {
-    let gate = Gate::default();
-    let config = config(gate.program().await);
-    let proxy = start(Config { container_concurrency: 1, pending_bytes: 64 << 10, ..config }).await;
-    let address = proxy.serving_address();
-    let first = tokio::spawn(get(Way::Full, address, ""));
-    until("the first request to run", || gate.current.load(Ordering::SeqCst) == 1).await;
-    let large = format!("X-Large: {}\r\n", "x".repeat(40 << 10));
-    let waiting = tokio::spawn({
-        let large = large.clone();
-        async move { get(Way::Full, address, &large).await }
-    });
-    until("a large request in the queue", || proxy.queued() == 2).await;
-    assert!(proxy.pending_bytes() > 40 << 10);
-    let refused = get(Way::Full, address, &large).await;
-    assert!(refused.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{refused}");
-    assert!(refused.contains("Retry-After: 1\r\n") && refused.ends_with("pending request bytes full\n"), "{refused}");
-    let small = tokio::spawn(get(Way::Full, address, ""));
-    until("a small one beside it", || proxy.queued() == 3).await;
-    for request in [first, waiting, small] {
-        while !request.is_finished() {
-            gate.open.notify_one();
+    for way in BOTH {
+        let gate = Gate::default();
+        let config = config(gate.program().await);
+        let proxy = start(Config { container_concurrency: 1, pending_bytes: 32 << 10, ..config }).await;
+        let address = proxy.serving_address();
+        let first = tokio::spawn(get(way, address, ""));
+        until("the first request to run", || gate.current.load(Ordering::SeqCst) == 1).await;
+        let large = format!("X-Large: {}\r\n", "x".repeat(20 << 10));
+        let waiting = tokio::spawn({
+            let large = large.clone();
+            async move { get(way, address, &large).await }
+        });
+        until("a large request in the queue", || proxy.queued() == 2).await;
+        assert!(proxy.pending_bytes() > 20 << 10, "{way:?}");
+        let refused = get(way, address, &large).await;
+        assert!(refused.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{way:?} {refused}");
+        assert!(refused.contains("Retry-After: 1\r\n"), "{way:?} {refused}");
+        assert!(refused.ends_with("\r\n\r\npending request bytes full\n"), "{way:?} {refused}");
+        let small = tokio::spawn(get(way, address, ""));
+        until("a small one beside it", || proxy.queued() == 3).await;
+        for request in [first, waiting, small] {
+            while !request.is_finished() {
+                gate.open.notify_one();
+                tokio::task::yield_now().await;
+            }
+            assert!(request.await.expect("no panic").ends_with("done"));
+        }
+        until("nothing held", || proxy.pending_bytes() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_waited_in_the_queue_arrives_whole() {
+    let free = Arc::new(Notify::new());
+    let wait = free.clone();
+    let (port, connections) = raw_program(move |mut stream| {
+        let free = wait.clone();
+        async move {
+            while let Some(head) = read_head(&mut stream).await {
+                let length = head.split("Content-Length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+                let mut body = vec![0; length.unwrap_or(0)];
+                stream.read_exact(&mut body).await.expect("the body");
+                free.notified().await;
+                let answer = ok(std::str::from_utf8(&body).expect("text"));
+                stream.write_all(answer.as_bytes()).await.expect("sent");
+            }
+        }
+    })
+    .await;
+    let proxy = start(Config { container_concurrency: 1, ..config(port) }).await;
+    let send = async |body: String| {
+        let mut client = TcpStream::connect(proxy.serving_address()).await.expect("listening");
+        let request = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        // Another behind it, to be answered after it.
+        client.write_all(format!("{request}{request}").as_bytes()).await.expect("sent");
+        client
+    };
+    let bodies = ["first".to_owned(), "y".repeat(5000)];
+    let mut first = send(bodies[0].clone()).await;
+    until("the first at the program", || connections.load(Ordering::SeqCst) == 1).await;
+    let mut second = send(bodies[1].clone()).await;
+    until("the second in the queue", || proxy.queued() == 2).await;
+    let answers = async {
+        for (client, body) in [(&mut first, &bodies[0]), (&mut second, &bodies[1])] {
+            let mut seen = String::new();
+            while seen.matches("HTTP/1.1 200 OK").count() < 2 || !seen.ends_with(&**body) {
+                let mut buffer = [0; 4096];
+                let read = client.read(&mut buffer).await.expect("an answer");
+                assert!(read > 0, "{seen}");
+                seen.push_str(std::str::from_utf8(&buffer[..read]).expect("text"));
+            }
+            assert_eq!(seen.matches(&**body).count(), 2);
+        }
+    };
+    let opening = async {
+        loop {
+            free.notify_one();
             tokio::task::yield_now().await;
         }
-        assert!(request.await.expect("no panic").ends_with("done"));
+    };
+    tokio::select! {
+        () = opening => {}
+        done = tokio::time::timeout(PATIENCE, answers) => done.expect("in time"),
     }
-    until("nothing held", || proxy.pending_bytes() == 0).await;
+}
+
+#[tokio::test]
+async fn a_limit_says_why_it_stops_wherever_the_answer_is() {
+    for (sent, expected) in [
+        ("Transfer-Encoding: chunked\r\n\r\n9\r\npart", "partrequest timeout"),
+        ("Transfer-Encoding: chunked\r\n\r\n4\r\npart", "partrequest timeout"),
+        ("Transfer-Encoding: chunked\r\n\r\n4\r\npart\r\n", "partrequest timeout"),
+        ("Content-Length: 100\r\n\r\npart", "partrequest timeout"),
+        ("Content-Length: 10\r\n\r\npart", "part"),
+    ] {
+        for way in BOTH {
+            let answer = format!("HTTP/1.1 200 OK\r\n{sent}");
+            let port = program(move |_| std::future::ready(answer.clone())).await;
+            let proxy = start(Config { timeout: Duration::from_millis(100), ..config(port) }).await;
+            let mut client = TcpStream::connect(proxy.serving_address()).await.expect("listening");
+            let close = if matches!(way, Way::Full) { "Connection: close, x-none\r\n" } else { "" };
+            client.write_all(format!("GET / HTTP/1.1\r\nHost: a\r\n{close}\r\n").as_bytes()).await.expect("sent");
+            let seen = String::from_utf8(rest(&mut client).await).expect("text");
+            let (head, body) = seen.split_once("\r\n\r\n").expect("a head");
+            let chunked = head.contains("Transfer-Encoding");
+            assert!(!chunked || body.ends_with("0\r\n\r\n"), "{way:?} {sent:?}: {seen:?}");
+            let body = if chunked { wire::unchunked(body) } else { body.to_owned() };
+            assert_eq!(body, expected, "{way:?} {sent:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ mod observability;
 mod probe;
 mod resources;
 
-use api::keys::{features, ports, serving};
+use api::keys::{features, ports, queue_sidecar, serving};
 use api::serving::v1::Revision;
 use controller::key::controller_of;
 use kube::ResourceExt;
@@ -76,7 +76,7 @@ fn env(revision: &Revision, settings: &Settings<'_>, queue: u16) -> Result<Vec<V
     let config = settings.deployment;
     let text = variable;
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-    Ok(vec![
+    let mut variables = vec![
         text("SERVING_NAMESPACE", &revision.namespace().unwrap_or_default()),
         text("SERVING_SERVICE", &label(serving::SERVICE)),
         text("SERVING_CONFIGURATION", configuration.map(|owner| owner.name.as_str()).unwrap_or_default()),
@@ -107,5 +107,11 @@ fn env(revision: &Revision, settings: &Settings<'_>, queue: u16) -> Result<Vec<V
         text("QUEUE_PROXY_TLS_CURVE_PREFERENCES", &config.queue_sidecar_tls_curve_preferences),
         text("ENABLE_MULTI_CONTAINER_PROBES", &flag(settings.features.multi_container_probing.is_enabled())),
         text("OBSERVABILITY_CONFIG", &observability::json(settings.observability)),
-    ])
+    ];
+    // Only where it is asked for: upstream's sidecar does not know it, and pods without it stay as they are.
+    let server_timing = revision.annotations().get(queue_sidecar::SERVER_TIMING);
+    if server_timing.is_some_and(|value| value.eq_ignore_ascii_case("enabled")) {
+        variables.push(text("QUEUE_SERVER_TIMING", "true"));
+    }
+    Ok(variables)
 }

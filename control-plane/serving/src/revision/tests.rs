@@ -153,6 +153,21 @@ fn the_hash_follows_what_pods_are_made_of() {
 }
 
 #[test]
+fn the_sidecar_says_where_time_goes_only_when_it_is_asked_to() {
+    let mut revision = cases().remove(0).revision;
+    let asked = |revision: &Revision| {
+        let made = desired(revision, &rig(), &config::Features::default());
+        let env = made["spec"]["template"]["spec"]["containers"][1]["env"].as_array().unwrap().clone();
+        env.contains(&json!({"name": "QUEUE_SERVER_TIMING", "value": "true"}))
+    };
+    assert!(!asked(&revision));
+    for (value, expected) in [("Enabled", true), ("disabled", false)] {
+        revision.annotations_mut().insert(api::keys::queue_sidecar::SERVER_TIMING.into(), value.into());
+        assert_eq!(asked(&revision), expected, "{value}");
+    }
+}
+
+#[test]
 fn features_add_volumes_and_resources() {
     let mut revision = cases().remove(0).revision;
     revision.annotations_mut().extend([

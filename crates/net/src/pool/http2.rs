@@ -1,21 +1,17 @@
 //! HTTP/2 connections with prior knowledge to one destination.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use http::{Request, Response};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Connection as Io, SendError, Shared,
+    BoxIo, Connection as Io, SendError, Shared,
     body::{Lease, PooledBody},
 };
 use crate::{DialError, RequestBody};
@@ -72,10 +68,13 @@ impl Http2 {
         if let Some(stream) = self.existing() {
             return Ok(stream);
         }
-        let sender = match shared.connect().await? {
-            Io::Plain(stream) => handshake(stream, shared.address()).await?,
-            Io::Wrapped(io) => handshake(io, shared.address()).await?,
+        let io: BoxIo = match shared.connect().await? {
+            Io::Plain(stream) => Box::new(stream),
+            Io::Wrapped(io) => io,
         };
+        let address = shared.address();
+        let sender =
+            handshake(io).await.map_err(|error| DialError::Failed { address, source: std::io::Error::other(error) })?;
         let streams = Arc::new(AtomicUsize::new(1));
         let guard = StreamGuard(streams.clone());
         self.connections.lock().push(Connection { sender: sender.clone(), streams });
@@ -91,19 +90,15 @@ impl Http2 {
     }
 }
 
-async fn handshake(
-    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    address: SocketAddr,
-) -> Result<http2::SendRequest<RequestBody>, DialError> {
+pub(super) async fn handshake(io: BoxIo) -> Result<http2::SendRequest<RequestBody>, hyper::Error> {
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .handshake(TokioIo::new(io))
-        .await
-        .map_err(|error| DialError::Failed { address, source: std::io::Error::other(error) })?;
+        .await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%address, %error, "backend HTTP/2 connection ended");
+            tracing::debug!(%error, "backend HTTP/2 connection ended");
         }
     });
     Ok(sender)
