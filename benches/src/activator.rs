@@ -1,8 +1,11 @@
 //! The activator between a client and a sidecar with a tiny program, all on loopback, against the embedded Kubernetes
-//! API; nginx in the same place for comparison. Then 10,000 held requests, and many revisions that wake at once.
+//! API; nginx in the same place for comparison; with `--envoy` also behind a gateway. Then 10,000 held requests, and
+//! many revisions that wake at once.
 //!
 //! Sleeping revisions wake when this program gives them endpoints, so what is measured is what the activator does:
 //! take the requests, hold them, hear of the endpoints, and pass the requests on.
+
+mod gateway;
 
 use std::{
     net::SocketAddr,
@@ -48,18 +51,24 @@ pub(crate) struct Options {
     /// The sidecar; by default the one beside this program.
     #[arg(long)]
     queue_proxy: Option<PathBuf>,
+    /// Envoy, to measure the whole path as well.
+    #[arg(long)]
+    envoy: Option<PathBuf>,
     /// Revisions that are known.
     #[arg(long, value_delimiter = ',', default_value = "1,100,5000")]
     revisions: Vec<usize>,
     #[arg(long, value_delimiter = ',', default_value = "1,50,500")]
     connections: Vec<usize>,
+    /// Requests per second at which added latency is measured.
+    #[arg(long, value_delimiter = ',', default_value = "5000,15000")]
+    rates: Vec<f64>,
     /// Seconds per measurement.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Requests held at once.
-    #[arg(long, default_value_t = 9000)]
+    #[arg(long, default_value_t = 10_000)]
     held: usize,
     /// Sleeping revisions that are asked at once, 10 requests each.
     #[arg(long, default_value_t = 500)]
@@ -87,20 +96,31 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let mut table = Table::default();
     for &revisions in &options.revisions {
         let mut cluster = Cluster::start().await?;
-        cluster.grow(revisions).await?;
+        cluster.grow(revisions, 0).await?;
         cluster.wake(0, sidecar.address).await?;
+        let is_first = revisions == options.revisions[0];
         for _ in 0..options.rounds {
             for (name, path, is_own) in &activators {
                 let activator = start(path, &cluster, *is_own).await?;
                 measure(name, revisions, &activator, &options, &mut table).await?;
+                if is_first {
+                    added(name, &activator, sidecar.address, &options, &mut table).await?;
+                    behind_envoy(name, &activator, &options, &mut table).await?;
+                }
                 activator.stop().await?;
             }
-            if Kind::Nginx.is_installed() && revisions == options.revisions[0] {
+            if Kind::Nginx.is_installed() && is_first {
                 let nginx = Running::start(&Kind::Nginx, &Program::at(sidecar.address), Protocol::Http1).await?;
                 measure("nginx", revisions, &nginx, &options, &mut table).await?;
+                added("nginx", &nginx, sidecar.address, &options, &mut table).await?;
+                behind_envoy("nginx", &nginx, &options, &mut table).await?;
                 nginx.stop().await?;
             }
         }
+    }
+    if options.held + options.storm == 0 {
+        table.print();
+        return sidecar.stop().await;
     }
     for (name, path, is_own) in &activators {
         waiting(name, path, *is_own, sidecar.address, &options, &mut table).await?;
@@ -128,6 +148,56 @@ async fn measure(name: &str, revisions: usize, proxy: &Running, options: &Option
     Ok(())
 }
 
+/// What the proxy adds to the latency of the path, at rates that leave some of the machine idle.
+async fn added(name: &str, proxy: &Running, without: SocketAddr, options: &Options, table: &mut Table) -> Result<()> {
+    for rate in &options.rates {
+        let duration = Duration::from_secs_f64(options.seconds);
+        let (body, fields) = (SMALL, BUSY);
+        let load = Load { protocol: Protocol::Http1, connections: 50, body, rate: Some(*rate), duration, fields };
+        let direct = load::run(load, without).await?;
+        let before = machine()?;
+        let figures = load::run(load, proxy.address).await.with_context(|| name.to_owned())?;
+        let after = machine()?;
+        let idle = (after.0 - before.0) / (after.1 - before.1);
+        let label = format!("{}/s over 50 conn", rate);
+        table.add(name, &format!("{label}: idle share of the machine, %"), idle * 100.0);
+        for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
+            let added = figures.quantile(share) - direct.quantile(share);
+            table.add(name, &format!("{label}: added {what}, us"), added * 1e6);
+        }
+    }
+    Ok(())
+}
+
+/// Idle and all time of all cores, in ticks.
+fn machine() -> Result<(f64, f64)> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("/proc/stat is empty")?;
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).take(8).filter_map(|text| text.parse().ok()).collect();
+    ensure!(ticks.len() == 8, "/proc/stat begins with {line:?}");
+    Ok((ticks[3] + ticks[4], ticks.iter().sum()))
+}
+
+/// The whole path of an installation.
+async fn behind_envoy(name: &str, proxy: &Running, options: &Options, table: &mut Table) -> Result<()> {
+    let Some(envoy) = &options.envoy else { return Ok(()) };
+    let gateway = gateway::Gateway::start(envoy, proxy.address).await?;
+    for connections in [1, 32] {
+        let duration = Duration::from_secs_f64(options.seconds);
+        let load = Load { protocol: Protocol::Http1, connections, body: SMALL, rate: None, duration, fields: "" };
+        let before = proxy.cpu();
+        let figures = load::run(load, gateway.address).await.with_context(|| name.to_owned())?;
+        let cpu = (proxy.cpu() - before).as_secs_f64() * 1e6 / figures.requests as f64;
+        let label = format!("behind Envoy, {connections} conn");
+        table.add(name, &format!("{label}: CPU/request, us"), cpu);
+        table.add(name, &format!("{label}: requests/s"), figures.rate);
+        for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
+            table.add(name, &format!("{label}: {what}, us"), figures.quantile(share) * 1e6);
+        }
+    }
+    gateway.stop().await
+}
+
 /// Requests that wait: what they weigh, and how long they take once their revisions wake.
 async fn waiting(
     name: &str,
@@ -138,7 +208,8 @@ async fn waiting(
     table: &mut Table,
 ) -> Result<()> {
     let mut cluster = Cluster::start().await?;
-    cluster.grow(options.storm.max(1)).await?;
+    // So that the pod they share is not asked for more than a process may have open.
+    cluster.grow(options.storm.max(1), 20).await?;
     for (what, revisions, requests) in
         [("held", options.storm.min(100), options.held), ("storm", options.storm, options.storm * 10)]
     {
@@ -183,12 +254,15 @@ async fn waiting(
 async fn held(mut stream: TcpStream, revision: usize) -> Result<Instant> {
     let request = format!(
         "GET /{SMALL} HTTP/1.1\r\nHost: rev.example.com\r\nKnative-Serving-Namespace: {NAMESPACE}\r\n\
-         Knative-Serving-Revision: rev-{revision}\r\nConnection: close\r\n\r\n"
+         Knative-Serving-Revision: rev-{revision}\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "answered {answer:?}");
+    let mut answer = Vec::new();
+    // All of it comes at once or nearly so.
+    while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+        ensure!(stream.read_buf(&mut answer).await? > 0, "the connection was closed instead of an answer");
+    }
+    ensure!(answer.starts_with(b"HTTP/1.1 200"), "answered {:?}", String::from_utf8_lossy(&answer));
     Ok(Instant::now())
 }
 
@@ -256,14 +330,14 @@ impl Cluster {
     }
 
     /// Sleeping revisions.
-    async fn grow(&mut self, count: usize) -> Result<()> {
+    async fn grow(&mut self, count: usize, concurrency: i64) -> Result<()> {
         let api = Api::<api::serving::v1::Revision>::namespaced(self.server.client(), NAMESPACE);
         for number in self.known..count {
             let revision = serde_json::from_value(json!({
                 "apiVersion": "serving.knative.dev/v1", "kind": "Revision",
                 "metadata": {"name": format!("rev-{number}"), "labels": {
                     "serving.knative.dev/configuration": "bench", "serving.knative.dev/service": "bench"}},
-                "spec": {"containerConcurrency": 0, "timeoutSeconds": 300, "containers": [{"image": "dev.local/hello"}]},
+                "spec": {"containerConcurrency": concurrency, "timeoutSeconds": 300, "containers": [{"image": "dev.local/hello"}]},
             }))?;
             api.create(&PostParams::default(), &revision).await?;
         }
