@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -90,7 +91,12 @@ impl Handler {
         let seen = self.metrics.exported().then(|| Seen::new(&request, tls));
         let counted = self.reporter.enter(&revision);
         let mut timer = Timer::start(revision.limits);
-        let mut response = match timer.limit(self.proxy(&revision, request, peer.ip())).await {
+        // In place: moved into the limit, it would take its room twice for as long as it waits.
+        let outcome = {
+            let proxied = pin!(self.proxy(&revision, request, peer.ip()));
+            timer.limit(proxied).await
+        };
+        let mut response = match outcome {
             Some(Ok((outbound, response, lease))) => {
                 let ticket = Ticket { _lease: lease, _counted: counted, _in_flight: in_flight };
                 net::respond(outbound, response, timer, ticket)

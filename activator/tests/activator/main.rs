@@ -1,7 +1,9 @@
 //! The activator over real sockets, against a Kubernetes API of two kinds and an autoscaler that listens.
 
 mod fakes;
+mod handover;
 mod mesh;
+mod streams;
 mod tls;
 
 use std::{
@@ -187,6 +189,28 @@ impl Pod {
     }
 }
 
+/// The settings of a sidecar on this port in front of a program.
+fn sidecar(port: u16, program: u16) -> queue_proxy::Config {
+    let env = [
+        ("CONTAINER_CONCURRENCY", "0".to_owned()),
+        ("QUEUE_SERVING_PORT", port.to_string()),
+        ("QUEUE_SERVING_TLS_PORT", "0".to_owned()),
+        ("USER_PORT", program.to_string()),
+        ("REVISION_TIMEOUT_SECONDS", "300".to_owned()),
+        ("SERVING_READINESS_PROBE", format!(r#"{{"tcpSocket":{{"port":{program}}},"successThreshold":1}}"#)),
+        ("SERVING_LOGGING_CONFIG", String::new()),
+        ("SERVING_LOGGING_LEVEL", "error".to_owned()),
+        ("SERVING_NAMESPACE", "default".to_owned()),
+        ("SERVING_CONFIGURATION", "rev".to_owned()),
+        ("SERVING_REVISION", "rev".to_owned()),
+        ("SERVING_POD", "rev-pod".to_owned()),
+        ("SERVING_POD_IP", "127.0.0.1".to_owned()),
+    ];
+    let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let config = queue_proxy::Config::parse(&env).expect("a complete environment");
+    queue_proxy::Config { admin_port: 0, autoscaling_port: 0, ..config }
+}
+
 /// A socket that is bound but does not listen: whoever connects to it is refused.
 fn bound() -> (tokio::net::TcpSocket, SocketAddr) {
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
@@ -246,24 +270,7 @@ async fn a_cold_start_ends_when_the_program_listens() {
     let requests: Vec<_> = (0..20).map(|_| setup.request("cold")).collect();
     setup.held(20).await;
 
-    let env = [
-        ("CONTAINER_CONCURRENCY", "1".to_owned()),
-        ("QUEUE_SERVING_PORT", sidecar.port().to_string()),
-        ("QUEUE_SERVING_TLS_PORT", "0".to_owned()),
-        ("USER_PORT", port.port().to_string()),
-        ("REVISION_TIMEOUT_SECONDS", "300".to_owned()),
-        ("SERVING_READINESS_PROBE", format!(r#"{{"tcpSocket":{{"port":{}}},"successThreshold":1}}"#, port.port())),
-        ("SERVING_LOGGING_CONFIG", String::new()),
-        ("SERVING_LOGGING_LEVEL", "error".to_owned()),
-        ("SERVING_NAMESPACE", "default".to_owned()),
-        ("SERVING_CONFIGURATION", "cold".to_owned()),
-        ("SERVING_REVISION", "cold".to_owned()),
-        ("SERVING_POD", "cold-pod".to_owned()),
-        ("SERVING_POD_IP", "127.0.0.1".to_owned()),
-    ];
-    let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let config = queue_proxy::Config::parse(&env).expect("a complete environment");
-    let config = queue_proxy::Config { admin_port: 0, autoscaling_port: 0, ..config };
+    let config = queue_proxy::Config { container_concurrency: 1, ..self::sidecar(sidecar.port(), port.port()) };
     let _sidecar = queue_proxy::start(config).await.expect("the port is free");
     tokio::time::sleep(Duration::from_millis(30)).await;
     assert!(requests.iter().all(|request| !request.is_finished()));
@@ -486,26 +493,4 @@ async fn a_new_connection_to_the_autoscaler_says_what_is_in_flight() {
             return;
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_finishes_what_is_in_flight() {
-    let setup = Setup::new().await;
-    let pod = Pod::gated();
-    setup.revision("rev", 0, 300).await;
-    setup.cluster.endpoints("rev", &[pod.start().await], &[]);
-    let request = setup.request("rev");
-    until("a request in flight", || pod.current.load(Ordering::SeqCst) == 1).await;
-    let draining = tokio::spawn({
-        let activator = setup.activator.clone();
-        async move { activator.drain().await }
-    });
-    while TcpStream::connect(setup.address()).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
-    assert!(!draining.is_finished());
-    pod.open();
-    assert!(request.await.expect("no panic").starts_with("HTTP/1.1 200 OK\r\n"));
-    draining.await.expect("no panic");
-    setup.tasks.shutdown().await;
 }
