@@ -20,11 +20,11 @@ use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, SendFailu
 
 use crate::{
     dispatch::{Attempt, Broken, Failure, dispatch},
-    metrics::{Metrics, Outcome},
+    metrics::{Exchange, Metrics, Outcome},
     revisions::{Revision, Revisions, Watches},
     sink::Status,
     stats::{Counted, Reporter},
-    throttler::{Lease, Refused, Turn},
+    throttler::{Lease, Pod, Refused, Turn},
 };
 
 pub(crate) type Body = ResponseBody<Ticket>;
@@ -197,11 +197,11 @@ type Sent = (Outbound, Response<PooledBody>, Lease);
 
 /// What metrics need of a request, while it is whole.
 pub(crate) struct Seen {
-    method: Method,
+    pub(crate) method: Method,
     version: Version,
     host: String,
     tls: bool,
-    bytes: u64,
+    pub(crate) bytes: u64,
     started: Instant,
 }
 
@@ -284,7 +284,7 @@ fn weight(outbound: &Outbound) -> usize {
 /// When a request came and when it was sent.
 pub(crate) struct Progress<'a> {
     revision: &'a Revision,
-    metrics: &'a Metrics,
+    pub(crate) metrics: &'a Metrics,
     arrived: Instant,
     /// Whether the revision had no pod when the request came.
     cold: bool,
@@ -311,6 +311,12 @@ impl<'a> Progress<'a> {
         if self.cold && first {
             self.metrics.cold_start(self.revision, self.sent.duration_since(self.arrived));
         }
+    }
+
+    /// A pod answered, or did not.
+    pub(crate) fn sent(&self, pod: &Pod, method: &str, version: Version, bytes: u64, status: Option<StatusCode>) {
+        let (pod, tls, duration) = (pod.pool().address(), pod.is_encrypted(), self.sent.elapsed());
+        self.metrics.sent(&Exchange { method, version, pod, tls, status, bytes, duration });
     }
 
     /// `queue;dur=0.1, proxy;dur=2.5`, in milliseconds, at the moment the response starts. A wait for a revision that
@@ -347,7 +353,15 @@ impl Attempt for Sending<'_> {
             map.insert(header::HOST, host);
             map.insert(headers::PASSTHROUGH_LB.clone(), HeaderValue::from_static("true"));
         }
+        let seen = self.progress.metrics.exported().then(|| {
+            let request = &self.outbound.request;
+            (request.method().clone(), request.version(), request.body().size_hint().exact().unwrap_or(0))
+        });
         let result = self.outbound.send(lease.pod().pool()).await;
+        if let Some((method, version, bytes)) = seen {
+            let status = result.as_ref().ok().map(Response::status);
+            self.progress.sent(lease.pod(), method.as_str(), version, bytes, status);
+        }
         result.map_err(|error| {
             // Each pod is addressed by its own name.
             self.outbound.headers_mut().remove(header::HOST);

@@ -3,7 +3,7 @@
 //! What is in flight is looked up when somebody scrapes, not kept: requests pay for a cold start's observation and
 //! nothing else.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, Version};
 use observe::{LATENCY_SECONDS, Registry};
@@ -54,6 +54,19 @@ pub(crate) struct Outcome {
     pub(crate) total: Duration,
 }
 
+/// A request on its way to a pod, as its metrics see it.
+pub(crate) struct Exchange<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) version: Version,
+    pub(crate) pod: SocketAddr,
+    pub(crate) tls: bool,
+    /// None if there was no answer.
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) bytes: u64,
+    /// Until the head of the answer.
+    pub(crate) duration: Duration,
+}
+
 // === impl Metrics ===
 
 impl Metrics {
@@ -73,15 +86,7 @@ impl Metrics {
     /// A request has ended.
     pub(crate) fn served(&self, revision: &Revision, outcome: &Outcome) {
         let (host, port) = outcome.host.rsplit_once(':').unwrap_or((&outcome.host, ""));
-        let method = match outcome.method.as_str() {
-            known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "CONNECT" | "OPTIONS" | "TRACE") => known,
-            _ => "_OTHER",
-        };
-        let version = match outcome.version {
-            Version::HTTP_10 => "1.0",
-            Version::HTTP_2 => "2",
-            _ => "1.1",
-        };
+        let (method, version) = (known(outcome.method.as_str()), protocol(outcome.version));
         let mut labels = vec![("http_request_method", method), ("http_response_status_code", outcome.status.as_str())];
         labels.extend(all_labels(revision));
         labels.extend([("network_protocol_name", "http"), ("network_protocol_version", version)]);
@@ -109,6 +114,35 @@ impl Metrics {
         ] {
             self.registry.histogram(name, help, bounds, &labels).observe(value);
         }
+    }
+
+    /// A pod answered a request, or did not.
+    pub(crate) fn sent(&self, exchange: &Exchange<'_>) {
+        let port = exchange.pod.port().to_string();
+        let address = exchange.pod.ip().to_string();
+        let status = exchange.status.map(|status| status.as_str().to_owned());
+        let mut labels = Vec::with_capacity(10);
+        if exchange.status.is_none() {
+            labels.push(("error_type", "*errors.errorString"));
+        }
+        labels.push(("http_request_method", known(exchange.method)));
+        labels.extend(status.as_deref().map(|status| ("http_response_status_code", status)));
+        labels.extend([("network_protocol_name", "http"), ("network_protocol_version", protocol(exchange.version))]);
+        labels.extend(HTTP);
+        labels.extend([("server_address", &*address), ("server_port", &*port)]);
+        labels.push(("url_scheme", if exchange.tls { "https" } else { "http" }));
+        let (seconds, bytes) = (exchange.duration.as_secs_f64(), exchange.bytes as f64);
+        for (name, help, bounds, value) in [
+            ("http_client_request_duration_seconds", "Duration of HTTP client requests.", LATENCY_SECONDS, seconds),
+            ("http_client_request_body_size_bytes", "Size of HTTP client request bodies.", BYTES, bytes),
+        ] {
+            self.registry.histogram(name, help, bounds, &labels).observe(value);
+        }
+    }
+
+    /// Says whose metrics these are.
+    pub(crate) fn identify(&self, labels: &[(&str, &str)]) {
+        self.registry.gauge("target_info", "Target metadata", labels).set(1.0);
     }
 
     /// A request found its revision without pods and waited this long for one.
@@ -150,6 +184,22 @@ impl Metrics {
                 registry.gauge(ACTIVE, help, &labels).set((concurrency - queued).max(0.0));
             }
         });
+    }
+}
+
+/// Methods are chosen by clients; those that nobody defined count together.
+fn known(method: &str) -> &str {
+    match method {
+        "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "CONNECT" | "OPTIONS" | "TRACE" => method,
+        _ => "_OTHER",
+    }
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2",
+        _ => "1.1",
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Options {
     pub server_timing: bool,
     /// Where reports go: `ws://host:port`.
     pub autoscaler_url: String,
+    /// What metrics and spans call this process (`OTEL_SERVICE_NAME`).
+    pub service_name: String,
     /// Name in the reports.
     pub pod_name: String,
     /// This activator's address among others.
@@ -93,6 +95,7 @@ impl Default for Options {
             metrics: None,
             server_timing: false,
             autoscaler_url: "ws://autoscaler.knative-serving.svc.cluster.local:8080".to_owned(),
+            service_name: "activator".to_owned(),
             pod_name: "activator".to_owned(),
             pod_ip: "127.0.0.1".to_owned(),
             probe_limit: Duration::from_secs(1),
@@ -120,6 +123,7 @@ impl Options {
             profiling: Some(([0, 0, 0, 0], port(env, "PROFILING_PORT")?.unwrap_or(8008)).into()),
             server_timing: env.get("SERVER_TIMING").is_some_and(|text| text == "true"),
             autoscaler_url: format!("ws://autoscaler.{system_namespace}.svc.{cluster_domain}:8080"),
+            service_name: env.get("OTEL_SERVICE_NAME").map_or("activator", String::as_str).to_owned(),
             pod_name: required("POD_NAME")?,
             pod_ip: required("POD_IP")?,
             probe_limit: duration(env, "PROBE_TIMEOUT")?.unwrap_or(Duration::from_millis(300)),

@@ -83,6 +83,12 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
     let metrics = Metrics::new(options.metrics.is_some());
+    metrics.identify(&[
+        ("k8s_namespace_name", &ctx.system_namespace),
+        ("k8s_pod_name", &options.pod_name),
+        ("service_name", &options.service_name),
+        ("service_version", env!("CARGO_PKG_VERSION")),
+    ]);
     metrics.collect(reporter.clone(), sink.status().clone());
     let handler = Arc::new(Handler {
         metrics: metrics.clone(),

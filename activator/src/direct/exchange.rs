@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use http::StatusCode;
+use http::{Method, StatusCode, Version};
 use tokio::time::Instant;
 use wire::{Begun, Client, Cut, Plain};
 
@@ -25,6 +25,8 @@ struct Sending<'a> {
     /// Its body, if it had to wait.
     body: Vec<u8>,
     progress: Progress<'a>,
+    /// Its method and the length of its body, if metrics want them.
+    seen: Option<(Method, u64)>,
 }
 
 // === impl Direct ===
@@ -42,7 +44,8 @@ impl Direct {
         let plain = client.release(plain, None);
         let turn = Turn::new(REQUEST + out.capacity() + plain.body);
         let progress = Progress::start(&revision, &handler.metrics, now.into_std());
-        let mut sending = Sending { client, plain, out, body: Vec::new(), progress };
+        let watched = seen.as_ref().map(|seen| (seen.method.clone(), seen.bytes));
+        let mut sending = Sending { client, plain, out, body: Vec::new(), progress, seen: watched };
         let outcome = dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await;
         let Sending { client, plain, out, progress, .. } = sending;
         let (keep, status, bytes) = match outcome {
@@ -116,6 +119,10 @@ impl Attempt for Sending<'_> {
     async fn send(&mut self, lease: &Lease) -> Result<Begun, Broken<wire::Failure>> {
         let pod = lease.pod();
         let begun = self.client.begin(pod.direct(), self.plain, pod.end_of_head(), &self.body, self.out).await;
+        if let Some((method, bytes)) = &self.seen {
+            let status = begun.as_ref().ok().and_then(|begun| StatusCode::from_u16(begun.answer.status).ok());
+            self.progress.sent(pod, method.as_str(), Version::HTTP_11, *bytes, status);
+        }
         begun.map_err(|error| {
             let unsent = matches!(error, wire::Failure::Backend { unsent: true, .. });
             if !unsent {

@@ -110,6 +110,11 @@ impl Pod {
         &self.pool
     }
 
+    /// Whether requests go there over TLS.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.pool.address() != self.plain.address()
+    }
+
     /// For probes.
     pub(crate) fn plain(&self) -> &Pool {
         &self.plain

@@ -254,6 +254,11 @@ async fn a_hundred_requests_to_a_sleeping_revision_are_all_answered() {
         r#"http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="200","#;
     let served = metrics.lines().find(|line| line.starts_with(served)).expect("requests are counted");
     assert!(served.contains(r#"server_address="hello.example.com""#) && served.ends_with(" 100"), "{served}");
+    let sent =
+        r#"http_client_request_duration_seconds_count{http_request_method="GET",http_response_status_code="200","#;
+    let sent = metrics.lines().find(|line| line.starts_with(sent)).expect("so are those to pods");
+    assert!(sent.contains(&format!("server_port=\"{}\"", address.port())) && sent.ends_with(" 100"), "{sent}");
+    assert!(metrics.contains("service_name=\"activator\""), "{metrics}");
     assert!(
         metrics.contains(&format!("kn_activator_stats_conn_reachable{{{scope},peer=\"autoscaler\"}} 1\n")),
         "{metrics}"
