@@ -119,6 +119,13 @@ impl Gateway {
     }
 }
 
+/// A gateway that nobody holds any more ends, without draining.
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 fn last_line(log: &str) -> String {
     log.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("its log is empty").to_owned()
 }

@@ -66,9 +66,17 @@ async fn up(options: Options) -> Result<()> {
     };
     tokio::pin!(signalled);
 
+    let traces = Traces::default();
     let machine = tokio::select! {
-        machine = Machine::start(&options) => machine?,
-        () = &mut signalled => return Ok(()),
+        machine = Machine::start(&options, &traces) => machine.map(Some),
+        () = &mut signalled => Ok(None),
+    };
+    let machine = match machine {
+        Ok(Some(machine)) => machine,
+        unfinished => {
+            traces.remove().await;
+            return unfinished.map(drop);
+        }
     };
     machine.greet(&options, started.elapsed());
     signalled.await;
@@ -79,6 +87,13 @@ async fn up(options: Options) -> Result<()> {
         _ = impatient.recv() => println!("stopped at once; the next start cleans up"),
     }
     Ok(())
+}
+
+/// What a start that does not come to its end has to undo.
+#[derive(Default)]
+struct Traces {
+    tasks: Tasks,
+    network: std::sync::OnceLock<pods::Network>,
 }
 
 /// Everything that runs.
@@ -126,10 +141,23 @@ impl Addresses {
     }
 }
 
+// === impl Traces ===
+
+impl Traces {
+    async fn remove(&self) {
+        if tokio::time::timeout(POD_GRACE, self.tasks.shutdown()).await.is_err() {
+            tracing::warn!("some parts did not end in time; the next start cleans up");
+        }
+        if let Some(network) = self.network.get() {
+            network.remove().await;
+        }
+    }
+}
+
 // === impl Machine ===
 
 impl Machine {
-    async fn start(options: &Options) -> Result<Self> {
+    async fn start(options: &Options, traces: &Traces) -> Result<Self> {
         let data = preflight::data_dir(&options.data)?;
         let envoy = preflight::envoy(options)?;
         let namespaces = preflight::namespaces(options)?;
@@ -143,11 +171,8 @@ impl Machine {
 
         let agent = agent_options(options, &data.path, namespaces)?;
         let network = pods::network::prepare(&agent).await.context("cannot prepare the network for pods")?;
-        let started = Self::assemble(options, data, envoy, listener, agent, namespaces).await;
-        if started.is_err() {
-            network.remove().await;
-        }
-        started
+        let _ = traces.network.set(network);
+        Self::assemble(options, data, envoy, listener, agent, namespaces, traces.tasks.clone()).await
     }
 
     /// Everything from the prepared network on.
@@ -158,11 +183,11 @@ impl Machine {
         listener: std::net::TcpListener,
         agent: pods::Options,
         namespaces: bool,
+        tasks: Tasks,
     ) -> Result<Self> {
         let api = listener.local_addr()?;
         let addresses = Addresses::new(options, namespaces);
 
-        let tasks = Tasks::new();
         let identity = load_identity(&data.path, api, options)?;
         let hooks = admission::Knative::default();
         let server = apiserver::Server::open(apiserver::Options {

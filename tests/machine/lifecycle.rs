@@ -42,6 +42,19 @@ pub fn broken_envoy() {
     let folder = folder();
     let said = fails(command(folder.path(), &["--envoy", "/bin/false"]), &folder);
     assert!(said.contains("Envoy ended before it was ready (exit status: 1"), "{said}");
+}
+
+pub fn interrupted() {
+    let folder = folder();
+    let envoy = folder.path().join("never-ready");
+    std::fs::write(&envoy, "#!/bin/sh\nexec sleep 600\n").expect("written");
+    std::fs::set_permissions(&envoy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("made executable");
+    let mut starting = command(folder.path(), &["--envoy", envoy.to_str().expect("a path")]);
+    let mut starting = starting.stdout(std::process::Stdio::null()).spawn().expect("postrider is built");
+    eventually("the start to come as far as its traces", || (!leftovers().is_empty()).then_some(()));
+    let pid = rustix::process::Pid::from_raw(starting.id().cast_signed()).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    assert!(starting.wait().expect("its end").success());
     assert_eq!(leftovers(), Vec::<String>::new());
 }
 

@@ -49,6 +49,7 @@ const LIFECYCLE: &[(&str, fn())] = &[
     ("a_taken_port_ends_the_start_with_one_sentence", lifecycle::taken_port),
     ("a_missing_envoy_ends_the_start_with_one_sentence", lifecycle::missing_envoy),
     ("an_envoy_that_ends_is_told_at_once", lifecycle::broken_envoy),
+    ("an_interrupted_start_undoes_itself", lifecycle::interrupted),
     ("a_missing_privilege_ends_the_start_with_one_sentence", lifecycle::missing_privilege),
     ("stopping_leaves_nothing_behind_and_starting_finds_everything", lifecycle::restart),
     ("everything_serves_again_after_kill", lifecycle::killed),
