@@ -4,7 +4,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -180,17 +183,16 @@ fn readable(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Addresses for others to bind, below the range of outgoing connections.
+/// Addresses for others to bind, below the range of outgoing connections; each is given out once.
 fn free<const N: usize>() -> [SocketAddr; N] {
-    let mut found = Vec::new();
+    static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 12_000 + u16::try_from(std::process::id() % 6_000).unwrap();
-    for port in first.. {
+    let mut found = Vec::new();
+    while found.len() < N {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if TcpListener::bind(address).is_ok() {
             found.push(address);
-        }
-        if found.len() == N {
-            break;
         }
     }
     std::array::from_fn(|n| found[n])
@@ -329,6 +331,47 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     api.create(&create, &ingress("two", "two.example.com")).await.unwrap();
     role.until("two to be Ready", async || ready("two").await).await;
     assert_eq!(get(gateway, "two.example.com", "/").await, Some((200, "hello".to_owned())));
+    role.stop().await;
+    cluster.server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_pod_the_service_account_is_enough() {
+    // The files of a service account have one place, so this takes a file system of its own.
+    let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
+    if !rustix::process::geteuid().is_root() || !private.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: not allowed to mount");
+        return;
+    }
+    let cluster = Cluster::start().await;
+    cluster.config_map("config-kourier", json!({}));
+    cluster.config_map("config-network", json!({}));
+    std::fs::write(cluster.files.path().join("token"), TOKEN).unwrap();
+    std::fs::write(cluster.files.path().join("namespace"), "knative-serving").unwrap();
+    let [xds] = free();
+    let script = format!(
+        "set -e; mount -t tmpfs tmpfs /run; [ -e /var/run ] || ln -s /run /var/run
+         mkdir -p /var/run/secrets/kubernetes.io/serviceaccount; cd {}
+         cp ca.crt token namespace /var/run/secrets/kubernetes.io/serviceaccount
+         cd /; exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups {} --roles=ingress --xds-address={xds}",
+        cluster.files.path().display(),
+        env!("CARGO_BIN_EXE_control-plane"),
+    );
+    let log = cluster.files.path().join("pod.log");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("SYSTEM_NAMESPACE", "knative-serving")
+        .env("KUBERNETES_SERVICE_HOST", cluster.address.ip().to_string())
+        .env("KUBERNETES_SERVICE_PORT", cluster.address.port().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .kill_on_drop(true);
+    let mut role = Program { child: command.spawn().unwrap(), log };
+    role.until("the xDS port", async || tokio::net::TcpStream::connect(xds).await.is_ok()).await;
     role.stop().await;
     cluster.server.shutdown().await.unwrap();
 }

@@ -269,6 +269,45 @@ async fn a_host_that_waits_for_its_backend_holds_up_no_other_host() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_and_goes_leaves_nothing_in_a_stream() {
+    for state_of_the_world in [false, true] {
+        let rig = rig!(state_of_the_world);
+        let one = Backend::start("one").await;
+        rig.service("one", "http", &[one.address]);
+        rig.ingress("stays", host("stays.example.com", json!([split("one", 100)])));
+        rig.settle().await;
+        let mut before = None;
+        for _ in 0..2 {
+            for n in 0..200 {
+                rig.service(&format!("s{n}"), "http", &[one.address]);
+                rig.ingress(
+                    &format!("i{n}"),
+                    host(&format!("h{n}.example.com"), json!([split(&format!("s{n}"), 100)])),
+                );
+            }
+            rig.settle().await;
+            assert_eq!(rig.get("h199.example.com").await.status, 200);
+            for n in 0..200 {
+                rig.remove_ingress(&format!("i{n}"));
+                rig.remove_service(&format!("s{n}"));
+            }
+            rig.settle().await;
+            rig.until("routes to go", async || rig.get("h199.example.com").await.status == 404).await;
+            // Removals end with their acknowledgement, after what they follow.
+            let quiet = async || {
+                let clusters = rig.admin("/clusters").await;
+                !clusters.contains("default/s") && !rig.xds().describe()[0].contains("in flight 1")
+            };
+            rig.until("clusters to go", quiet).await;
+            let now = rig.xds().describe();
+            assert_eq!(*before.get_or_insert_with(|| now.clone()), now);
+        }
+        assert_eq!(rig.get("stays.example.com").await.status, 200);
+        assert_eq!(rig.rejections().await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_is_in_force_within_milliseconds() {
     let rig = rig!(false);
     let one = Backend::start("one").await;
