@@ -114,10 +114,11 @@ pub(super) fn upstream(identity: &Identity, http2: bool) -> TransportSocket {
     socket(pack_any(UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() }))
 }
 
-/// TLS to a server outside, by its name.
+/// TLS to a server outside, by its name; addresses are no server names.
 pub(super) fn named(server: &str) -> TransportSocket {
     let common = CommonTlsContext::default();
-    let context = UpstreamTlsContext { common_tls_context: Some(common), sni: server.to_owned(), ..Default::default() };
+    let sni = if server.parse::<std::net::IpAddr>().is_ok() { String::new() } else { server.to_owned() };
+    let context = UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() };
     socket(pack_any(context))
 }
 

@@ -1,6 +1,7 @@
 //! The control plane with a real Envoy and real backends. Here without a Kubernetes API: objects are put into the world
 //! as the event handlers do. In `role.rs` with the embedded API.
 
+mod authorization;
 mod certificates;
 mod cluster;
 mod conformance;

@@ -6,15 +6,19 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use ingress::{Authorization, AuthorizationProtocol, Tracing};
+use rustls_pki_types::ServerName;
 use serde_json::json;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     host, split,
-    support::{Backend, Request, Rig, send, send_on},
+    support::{Backend, Certificate, Request, Rig, send, send_on, send_tls},
 };
 
-async fn start(state_of_the_world: bool) -> Option<(Rig, Backend)> {
+pub(crate) async fn start(state_of_the_world: bool) -> Option<(Rig, Backend)> {
     let rig = Rig::start(state_of_the_world).await?;
     let backend = Backend::start("app").await;
     rig.service("app", "http", &[backend.address]);
@@ -37,7 +41,7 @@ async fn authorizer() -> Backend {
     .await
 }
 
-fn asking(address: SocketAddr) -> Authorization {
+pub(crate) fn asking(address: SocketAddr) -> Authorization {
     Authorization {
         host: "127.0.0.1".to_owned(),
         port: address.port(),
@@ -166,4 +170,47 @@ async fn addresses_headers_logs_traces_and_idle_time() {
         assert!(dump.contains(r#""stream_idle_timeout":"50s""#) && dump.contains("%RESPONSE_CODE%"));
         assert_eq!(rig.rejections().await, 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_proxy_protocol_tls_is_asked_for_after_it_and_probes_do_without() {
+    let Some((rig, _backend)) = start(false).await else { return };
+    let certificate = Certificate::new(&["tls.example.com"]);
+    rig.secret("default", "tls", &certificate.data());
+    let mut secured = host("tls.example.com", json!([split("app", 100)]));
+    secured["tls"] = json!([{"hosts": ["tls.example.com"], "secretName": "tls", "secretNamespace": "default"}]);
+    rig.ingress("tls", secured);
+    rig.configure(|settings| settings.proxy_protocol = true);
+    rig.ready("tls").await;
+    let request = Request::to("tls.example.com");
+    let through_proxy = async || -> Result<u16, String> {
+        let mut stream = TcpStream::connect(rig.external_tls).await.map_err(|e| e.to_string())?;
+        stream.write_all(b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 443\r\n").await.map_err(|e| e.to_string())?;
+        let name = ServerName::try_from("tls.example.com").unwrap();
+        let stream = certificate.connector(&["http/1.1"]).connect(name, stream).await.map_err(|e| e.to_string())?;
+        let answer = send_on(stream, &request).await?;
+        assert_eq!(answer.header("x-forwarded-for"), "203.0.113.7");
+        Ok(answer.status)
+    };
+    rig.until("the PROXY protocol", async || through_proxy().await == Ok(200)).await;
+    assert!(send_tls(rig.external_tls, &certificate, &request).await.is_err(), "without it nothing is answered");
+    assert_eq!(send_tls(rig.probe_tls, &certificate, &request).await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_idle_for_too_long_is_ended() {
+    let Some((rig, _backend)) = start(false).await else { return };
+    // Takes the request and never answers.
+    let silent = Backend::connections(|mut stream| async move {
+        let mut head = [0; 1024];
+        while stream.read(&mut head).await.is_ok_and(|read| read > 0) {}
+    })
+    .await;
+    rig.service("silent", "http", &[silent.address]);
+    rig.ingress("silent", host("silent.example.com", json!([split("silent", 100)])));
+    rig.configure(|settings| settings.stream_idle_timeout = Duration::from_millis(300));
+    rig.ready("silent").await;
+    let answer = async || rig.try_send(rig.external, &Request::to("silent.example.com")).await.map(|a| a.status);
+    rig.until("the time limit", async || answer().await == Ok(504)).await;
+    assert_eq!(rig.get("app.example.com").await.status, 200);
 }
