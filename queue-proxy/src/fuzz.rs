@@ -73,6 +73,16 @@ pub fn environment(data: &[u8]) {
     }
 }
 
+/// What a program answers to a probe, and what a client says of its trace, is either understood or refused.
+pub fn answers(data: &[u8]) {
+    crate::probe::try_health(data);
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    crate::probe::try_location(text);
+    if let Some((trace, parent)) = crate::trace::try_parent(text) {
+        assert!(trace != 0 && parent != 0, "{text:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,12 +152,17 @@ mod tests {
         data
     }
 
+    /// More for a long run on a stable toolchain: `FUZZ_INPUTS=2000000 cargo test -p queue-proxy fuzz`.
+    fn inputs() -> u64 {
+        std::env::var("FUZZ_INPUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000)
+    }
+
     fn hold(property: fn(&[u8]), seeds: &[&str]) {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         for seed in seeds {
             property(seed.as_bytes());
         }
-        for _ in 0..20_000 {
+        for _ in 0..inputs() {
             property(&mutated(&mut random, seeds));
         }
     }
@@ -182,6 +197,20 @@ mod tests {
     }
 
     #[test]
+    fn mutated_answers_are_refused_or_understood() {
+        hold(
+            answers,
+            &[
+                "\0\0\0\0\x02\x08\x01",
+                "http://[::1]:9/x?y",
+                "../a",
+                "//b:1",
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            ],
+        );
+    }
+
+    #[test]
     fn mutated_settings_are_refused_or_understood() {
         hold(
             environment,
@@ -190,6 +219,8 @@ mod tests {
                 r#"{"requestMetrics":{"protocol":"none","exportInterval":1},"enableRequestLog":true}"#,
                 "{\"a\": \"{{js .Request.RequestURI}}\", {{if eq .Response.Code 200}}{{.TraceID | js}}{{else}}{{end}}}",
                 "1.1.1.1, ::1,,",
+                "https://user@[::1]:4318/v1/traces?x",
+                "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, X25519,P-256",
             ],
         );
     }

@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+pub(crate) use self::attempt::{try_health, try_location};
 use self::spec::Check;
 pub use self::spec::Probe;
 

@@ -177,6 +177,11 @@ impl Tracer {
     }
 }
 
+/// For the fuzz target: trace and parent of a `traceparent`.
+pub(crate) fn try_parent(text: &str) -> Option<(u128, u64)> {
+    parse(text).map(|(trace, parent, _)| (trace, parent))
+}
+
 #[cfg(test)]
 mod tests {
     use super::parse;

@@ -34,6 +34,8 @@ const STREAMS: u32 = 250;
 const WINDOW: u32 = 1 << 20;
 const FRAME: u32 = 1 << 20;
 const HEADERS: u32 = 1 << 20;
+/// What a stream may have written that its client has not taken, in bytes: enough to fill the way to it.
+const UNSENT: usize = 64 << 10;
 
 type Answer<G> = Pin<Box<dyn Future<Output = Response<ResponseBody<G>>> + Send>>;
 type Handler<G> = Arc<dyn Fn(Request<Incoming>, SocketAddr) -> Answer<G> + Send + Sync>;
@@ -77,6 +79,7 @@ impl Http {
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
             .max_frame_size(FRAME)
+            .max_send_buf_size(UNSENT)
             .max_header_list_size(HEADERS);
         Self { builder: Arc::new(builder), head_time }
     }

@@ -21,6 +21,14 @@ const GRPC_PATH: &str = "/grpc.health.v1.Health/Check";
 const SERVING: u64 = 1;
 const REDIRECTS: usize = 10;
 
+/// Where a redirect leads.
+struct Redirect {
+    /// Host and port, if they are others.
+    other: Option<(String, u16)>,
+    https: bool,
+    path: String,
+}
+
 /// What is asked for.
 struct Url {
     target: Target,
@@ -106,9 +114,17 @@ impl Url {
 
     /// Where a `Location` points from here.
     fn follow(&self, location: &str) -> Result<Self, String> {
+        let Redirect { other, https, path } = self.redirect(location)?;
+        match other {
+            None => Ok(Self { target: self.target.clone(), path }),
+            Some((host, port)) => Self::new(host, port, &path, https, self.target.http2 && !https),
+        }
+    }
+
+    fn redirect(&self, location: &str) -> Result<Redirect, String> {
         let here = &self.target;
         if location.starts_with('/') && !location.starts_with("//") {
-            return Ok(Self { target: here.clone(), path: location.to_owned() });
+            return Ok(Redirect { other: None, https: here.tls.is_some(), path: location.to_owned() });
         }
         let scheme = if here.tls.is_some() { "https" } else { "http" };
         let absolute = if location.starts_with("//") {
@@ -117,13 +133,16 @@ impl Url {
             location.to_owned()
         } else {
             let folder = self.path.rfind('/').map_or("/", |end| &self.path[..=end]);
-            return Ok(Self { target: here.clone(), path: format!("{folder}{location}") });
+            return Ok(Redirect { other: None, https: here.tls.is_some(), path: format!("{folder}{location}") });
         };
         let uri: Uri = absolute.parse().map_err(|error| format!("redirect to {location:?}: {error}"))?;
         let https = uri.scheme_str() == Some("https");
         let host = uri.host().unwrap_or("").trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        Self::new(host, port, uri.path_and_query().map_or("/", |path| path.as_str()), https, here.http2 && !https)
+        let path = uri.path_and_query().map_or("", |path| path.as_str());
+        // `http://host?query` has none.
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        Ok(Redirect { other: Some((host, port)), https, path: format!("{slash}{path}") })
     }
 }
 
@@ -176,6 +195,19 @@ fn serving_status(body: Bytes) -> Option<u64> {
     (tag == 0x08).then(|| prost::encoding::decode_varint(&mut message).ok()).flatten()
 }
 
+/// For the fuzz target: reads `data` as the body of a health check's answer.
+pub(crate) fn try_health(data: &[u8]) {
+    let _ = serving_status(Bytes::copy_from_slice(data));
+}
+
+/// For the fuzz target: follows a redirect to `location`.
+pub(crate) fn try_location(location: &str) {
+    let target = Target { host: "127.0.0.1".to_owned(), port: 8080, tls: None, http2: false };
+    if let Ok(redirect) = (Url { target, path: "/a/b".to_owned() }).redirect(location) {
+        assert!(redirect.path.starts_with('/'), "{location:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +220,7 @@ mod tests {
             ("c", "127.0.0.1:8080/a/c"),
             ("//other:1/x", "other:1/x"),
             ("http://other/x", "other:80/x"),
+            ("http://other?x", "other:80/?x"),
             ("http://[::1]:9/", "[::1]:9/"),
         ] {
             let url = here.follow(location).expect(location);

@@ -18,7 +18,10 @@ use crate::{DialError, RequestBody};
 
 /// Streams on one connection before another is opened: what servers commonly allow.
 const STREAMS: usize = 100;
-const STREAM_WINDOW: u32 = 4 << 20;
+/// What a backend may send of a response that its client does not take. Upstream allows 4 MiB, which a few hundred slow
+/// clients turn into the pod's memory.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// As much as all streams together, so that slow ones do not hold up the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
 #[derive(Default)]
