@@ -189,11 +189,11 @@ struct Role {
 // === impl Role ===
 
 impl Role {
-    /// Older Ingresses first: they keep their hosts when two claim the same. Returns what was seen, in which version.
+    /// Translates what there is. Returns what was seen, in which version.
     fn prime(&self) -> HashMap<ObjectKey, String> {
         let mut all: Vec<Arc<Ingress>> =
             self.ingresses.list().into_iter().filter(|ingress| self.is_served(ingress)).collect();
-        all.sort_by_key(|ingress| (ingress.creation_timestamp(), ObjectKey::of(&**ingress)));
+        sort_by_age(&mut all);
         tracing::info!("Priming the config with {} ingresses", all.len());
         for ingress in &all {
             self.views.apply(ingress);
@@ -275,13 +275,19 @@ impl Role {
     }
 
     fn translate_again(&self, mut keys: BTreeSet<ObjectKey>) {
-        while let Some(key) = keys.pop_first() {
-            if let Some(ingress) = self.ingresses.get_key(&key).filter(|ingress| self.is_served(ingress)) {
-                keys.extend(self.views.apply(&ingress));
-            }
-            self.queue.add(key);
+        while !keys.is_empty() {
+            let present = keys.iter().filter_map(|key| self.ingresses.get_key(key));
+            let mut again: Vec<Arc<Ingress>> = present.filter(|ingress| self.is_served(ingress)).collect();
+            sort_by_age(&mut again);
+            let next = again.iter().flat_map(|ingress| self.views.apply(ingress)).collect();
+            std::mem::replace(&mut keys, next).into_iter().for_each(|key| self.queue.add(key));
         }
     }
+}
+
+/// Older Ingresses first: they get the hosts that several claim, on every replica and after every start.
+fn sort_by_age(ingresses: &mut [Arc<Ingress>]) {
+    ingresses.sort_by_cached_key(|ingress| (ingress.creation_timestamp(), ObjectKey::of(&**ingress)));
 }
 
 /// A ConfigMap that must exist and parse after `wait`; without `wait` its defaults hold until it does.
@@ -312,4 +318,27 @@ async fn leadership(ctx: &Context, replica: Option<&str>) -> Result<Leadership, 
     let config = follow(ctx, config::names::LEADER_ELECTION, LeaderElection::parse, None).await?;
     let election = Election { name: LEASE.to_owned(), identity: identity.to_owned(), config: (*config.load()).clone() };
     Ok(controller::elect(ctx, &election))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_comes_first() {
+        let ingress = |name: &str, created: &str| -> Arc<Ingress> {
+            let metadata = serde_json::json!({"name": name, "namespace": "default", "creationTimestamp": created});
+            let kind = serde_json::json!({"apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
+                "metadata": metadata, "spec": {}});
+            Arc::new(serde_json::from_value(kind).unwrap())
+        };
+        let mut all = vec![
+            ingress("a", "2026-11-20T10:00:02Z"),
+            ingress("c", "2026-11-20T10:00:01Z"),
+            ingress("b", "2026-11-20T10:00:01Z"),
+        ];
+        sort_by_age(&mut all);
+        let names: Vec<String> = all.iter().map(|ingress| ingress.name_any()).collect();
+        assert_eq!(names, ["b", "c", "a"]);
+    }
 }
