@@ -6,7 +6,7 @@ use std::{
     process::Stdio,
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::Duration,
 };
@@ -18,7 +18,10 @@ use ingress::{Admin, Bootstrap};
 use kube::api::{Api, PostParams};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    task::JoinHandle,
+};
 
 const TOKEN: &str = "a-token";
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -211,6 +214,36 @@ async fn get(to: SocketAddr, host: &str, path: &str) -> Option<(u16, String)> {
     Some((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
+/// Requests without pause, until stopped.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<(usize, usize)>,
+}
+
+impl Traffic {
+    fn start(to: SocketAddr, host: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let (mut answered, mut failed) = (0, 0);
+            while !stopped.load(Ordering::Relaxed) {
+                match get(to, host, "/").await {
+                    Some((200, _)) => answered += 1,
+                    _ => failed += 1,
+                }
+            }
+            (answered, failed)
+        });
+        Traffic { stop, task }
+    }
+
+    /// How many were answered, and how many failed.
+    async fn stop(self) -> (usize, usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.unwrap()
+    }
+}
+
 async fn backend() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -261,7 +294,8 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     let [xds, metrics, admin] = free();
     cluster.config_map("config-kourier", json!({"listen-ip-addresses": here.to_string()}));
     cluster.config_map("config-network", json!({}));
-    cluster.config_map("config-leader-election", json!({"retry-period": "1s"}));
+    let times = json!({"lease-duration": "3s", "renew-deadline": "2s", "retry-period": "1s"});
+    cluster.config_map("config-leader-election", times);
     let endpoint = json!({"metrics-protocol": "prometheus", "metrics-endpoint": metrics.to_string()});
     cluster.config_map("config-observability", endpoint);
     cluster.config_map("config-logging", json!({}));
@@ -324,13 +358,21 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     })
     .await;
 
-    // Gone and back: the gateway goes on, and takes what is new.
+    // Gone and back, orderly and by a crash: the gateway goes on meanwhile, and takes what is new.
+    let traffic = Traffic::start(gateway, "one.example.com");
     role.stop().await;
-    assert_eq!(get(gateway, "one.example.com", "/").await, Some((200, "hello".to_owned())));
     let mut role = cluster.program(&arguments, &environment, "again.log");
     api.create(&create, &ingress("two", "two.example.com")).await.unwrap();
     role.until("two to be Ready", async || ready("two").await).await;
     assert_eq!(get(gateway, "two.example.com", "/").await, Some((200, "hello".to_owned())));
+    role.child.kill().await.unwrap();
+    let mut role = cluster.program(&arguments, &environment, "crashed.log");
+    api.create(&create, &ingress("three", "three.example.com")).await.unwrap();
+    role.until("three to be Ready", async || ready("three").await).await;
+    assert_eq!(get(gateway, "three.example.com", "/").await, Some((200, "hello".to_owned())));
+    let (answered, failed) = traffic.stop().await;
+    assert!(answered > 10, "only {answered} requests");
+    assert_eq!(failed, 0, "of {answered} requests");
     role.stop().await;
     cluster.server.shutdown().await.unwrap();
 }
