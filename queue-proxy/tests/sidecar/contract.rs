@@ -382,12 +382,11 @@ async fn a_limit_says_why_it_stops_wherever_the_answer_is() {
 
 #[tokio::test]
 async fn whoever_waits_for_readiness_is_told_the_moment_the_port_accepts() {
-    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = reserved.local_addr().expect("bound");
-    drop(reserved);
+    let address = unused().await;
     let mut config = config(address.port());
     // With a period: a probe of the kubelet would be one attempt.
-    let json = format!(r#"{{"tcpSocket":{{"port":{},"host":"127.0.0.1"}},"periodSeconds":5}}"#, address.port());
+    let (port, host) = (address.port(), address.ip());
+    let json = format!(r#"{{"tcpSocket":{{"port":{port},"host":"{host}"}},"periodSeconds":5}}"#);
     config.readiness_probes = queue_proxy::Probe::parse(&json, address.port()).expect("valid");
     let proxy = start(config).await;
     let admin = proxy.admin_address();

@@ -141,6 +141,20 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// A loopback address that nobody else uses, neither for listening nor for outgoing connections.
+fn own_address() -> std::net::Ipv4Addr {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    let process = std::process::id();
+    let next = NEXT.fetch_add(1, Ordering::SeqCst) as u8;
+    [127, 64 + (process / 256 % 128) as u8, (process % 256) as u8, next].into()
+}
+
+/// Where nobody listens yet, and where listening will be possible.
+async fn unused() -> SocketAddr {
+    let listener = TcpListener::bind((own_address(), 0)).await.expect("a free port");
+    listener.local_addr().expect("bound")
+}
+
 async fn start(config: Config) -> Handle {
     queue_proxy::start(config).await.expect("free ports")
 }
@@ -210,11 +224,10 @@ async fn probes_are_answered_as_upstream_answers_them() {
 
 #[tokio::test]
 async fn a_held_probe_is_answered_when_the_port_opens() {
-    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = reserved.local_addr().expect("bound");
-    drop(reserved);
+    let address = unused().await;
     let mut config = config(address.port());
-    let json = format!(r#"{{"tcpSocket":{{"port":{},"host":"127.0.0.1"}},"successThreshold":1}}"#, address.port());
+    let (port, host) = (address.port(), address.ip());
+    let json = format!(r#"{{"tcpSocket":{{"port":{port},"host":"{host}"}},"successThreshold":1}}"#);
     config.readiness_probes = queue_proxy::Probe::parse(&json, address.port()).expect("valid");
     let proxy = start(config).await;
     let serving = proxy.serving_address();

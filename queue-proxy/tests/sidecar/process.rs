@@ -3,7 +3,6 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
-    sync::atomic::AtomicU8,
 };
 
 use super::*;
@@ -36,9 +35,7 @@ fn command(ip: &str, user_port: u16, variables: &[(&str, &str)]) -> Command {
 
 impl Sidecar {
     async fn start(user_port: u16, variables: &[(&str, &str)]) -> Self {
-        static NEXT: AtomicU8 = AtomicU8::new(1);
-        let process = std::process::id();
-        let ip = format!("127.{}.{}.{}", 64 + process / 256 % 128, process % 256, NEXT.fetch_add(1, Ordering::SeqCst));
+        let ip = own_address().to_string();
         let child = command(&ip, user_port, variables).spawn().expect("it can be started");
         let address: SocketAddr = format!("{ip}:8012").parse().expect("an address");
         let started = Instant::now();

@@ -101,9 +101,7 @@ async fn metrics_are_posted_and_the_last_ones_leave_when_the_process_ends() {
 
 #[tokio::test]
 async fn spans_wait_for_a_collector_that_is_not_there_yet() {
-    let reserved = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = reserved.local_addr().expect("bound");
-    drop(reserved);
+    let address = unused().await;
     let port = program(|_| async { ok("hello") }).await;
     let json =
         format!(r#"{{"tracing":{{"protocol":"http/protobuf","endpoint":"http://{address}","samplingRate":1}}}}"#);
