@@ -21,6 +21,7 @@ use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, SendFailu
 use crate::{
     dispatch::{Attempt, Broken, Failure, dispatch},
     metrics::{Exchange, Metrics, Outcome},
+    observed::{Described, Observers},
     revisions::{Revision, Revisions, Watches},
     sink::Status,
     stats::{Counted, Reporter},
@@ -48,6 +49,7 @@ pub(crate) struct Handler {
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) autoscaler: Arc<Status>,
     pub(crate) metrics: Metrics,
+    pub(crate) observers: Arc<Observers>,
     pub(crate) in_flight: InFlight,
     pub(crate) draining: AtomicBool,
     pub(crate) cluster_domain: String,
@@ -89,11 +91,12 @@ impl Handler {
             }
         };
         let seen = self.metrics.exported().then(|| Seen::new(&request, tls));
+        let described = self.observers.any().then(|| self.observers.describe(&request, peer, tls));
         let counted = self.reporter.enter(&revision);
         let mut timer = Timer::start(revision.limits);
         // In place: moved into the limit, it would take its room twice for as long as it waits.
         let outcome = {
-            let proxied = pin!(self.proxy(&revision, request, peer.ip()));
+            let proxied = pin!(self.proxy(&revision, request, peer.ip(), described.as_deref()));
             timer.limit(proxied).await
         };
         let mut response = match outcome {
@@ -109,11 +112,16 @@ impl Handler {
                 response
             }
         };
-        if let Some(seen) = seen {
-            let (metrics, status) = (self.metrics.clone(), response.status());
+        if seen.is_some() || described.is_some() {
+            let (handler, status) = (self.clone(), response.status());
             response.body_mut().on_end(Box::new(move |bytes, broken| {
                 let status = if broken { StatusCode::INTERNAL_SERVER_ERROR } else { status };
-                metrics.served(&revision, &seen.outcome(status, bytes));
+                if let Some(seen) = seen {
+                    handler.metrics.served(&revision, &seen.outcome(status, bytes));
+                }
+                if let Some(described) = described {
+                    handler.observers.record(&described, &revision, status, bytes);
+                }
             }));
         }
         response
@@ -187,9 +195,9 @@ impl Handler {
         by_host(host, &self.cluster_domain).map_or(("", ""), |(name, namespace)| (namespace, name))
     }
 
-    /// Whether plain requests may go the short way, which cannot encrypt.
+    /// Whether plain requests may go the short way, which can neither encrypt nor describe them.
     pub(crate) fn takes_plain(&self) -> bool {
-        !self.encrypts
+        !self.encrypts && !self.observers.any()
     }
 }
 
@@ -243,6 +251,7 @@ impl Handler {
         revision: &Revision,
         request: Request<Incoming>,
         peer: IpAddr,
+        described: Option<&Described>,
     ) -> Result<Sent, Box<Response<Body>>> {
         let mut outbound = Outbound::new(request, peer)?;
         let map = outbound.headers_mut();
@@ -254,9 +263,15 @@ impl Handler {
             map.insert(headers::ORIGINAL_HOST.clone(), host);
         }
         map.insert(headers::PROXY_REQUEST.clone(), HeaderValue::from_static(headers::ACTIVATOR));
+        if let Some(described) = described {
+            let _ = described.waiting.set(Instant::now());
+            if let Some(context) = &described.trace {
+                context.inject(outbound.headers_mut());
+            }
+        }
         let turn = Turn::new(weight(&outbound));
         let progress = Progress::start(revision, &self.metrics, Instant::now());
-        let mut sending = Sending { outbound, progress };
+        let mut sending = Sending { outbound, progress, described };
         match dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await {
             Ok((mut response, lease)) => {
                 if self.server_timing {
@@ -295,6 +310,7 @@ pub(crate) struct Progress<'a> {
 struct Sending<'a> {
     outbound: Outbound,
     progress: Progress<'a>,
+    described: Option<&'a Described>,
 }
 
 // === impl Progress ===
@@ -344,6 +360,9 @@ impl Attempt for Sending<'_> {
 
     fn admitted(&mut self) {
         self.progress.admitted();
+        if let Some(described) = self.described {
+            let _ = described.sent.set(Instant::now());
+        }
     }
 
     async fn send(&mut self, lease: &Lease) -> Result<Self::Answer, Broken<SendFailure>> {

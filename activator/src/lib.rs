@@ -16,6 +16,7 @@ mod direct;
 mod dispatch;
 mod handler;
 mod metrics;
+mod observed;
 mod options;
 mod probe;
 mod revisions;

@@ -83,7 +83,7 @@ async fn main() -> anyhow::Result<()> {
         MeshCompatibility::Disabled => Reach::Pods,
     };
     let observability = observability(&ctx, &env).await;
-    let metrics = &observability.load().metrics;
+    let metrics = observability.load().metrics.clone();
     if options.metrics.is_none() && metrics.protocol == "prometheus" {
         let host = env.get("METRICS_PROMETHEUS_HOST").map_or("0.0.0.0", String::as_str);
         let text = if metrics.endpoint.is_empty() { format!("{host}:9090") } else { metrics.endpoint.clone() };
@@ -91,6 +91,8 @@ async fn main() -> anyhow::Result<()> {
         let text = text.strip_prefix(':').map_or(text.clone(), |port| format!("0.0.0.0:{port}"));
         options.metrics = Some(text.parse().with_context(|| format!("metrics-endpoint {text} is not an address"))?);
     }
+
+    options.observability = observability;
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

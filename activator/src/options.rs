@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
+use api::config::Observability;
+use controller::Config;
+use telemetry::otlp::Otel;
+
 pub use crate::{
     backends::Reach,
     throttler::{Bound, Policy},
@@ -28,6 +32,10 @@ pub struct Options {
     pub load_balancing: LoadBalancing,
     /// Idle connections to keep for each pod.
     pub max_idle: usize,
+    /// Request log, tracing and whether profiles are served: `config-observability`, which is followed.
+    pub observability: Config<Observability>,
+    /// OpenTelemetry's own variables.
+    pub otel: Otel,
     /// Where profiles are served, if anywhere.
     pub profiling: Option<SocketAddr>,
     /// Where `/metrics` is served, if anywhere.
@@ -91,6 +99,8 @@ impl Default for Options {
             passthrough: false,
             load_balancing: LoadBalancing::Always(Policy::default()),
             max_idle: 100,
+            observability: Config::fixed(Observability::default()),
+            otel: Otel::default(),
             profiling: None,
             metrics: None,
             server_timing: false,
@@ -128,6 +138,12 @@ impl Options {
             pod_ip: required("POD_IP")?,
             probe_limit: duration(env, "PROBE_TIMEOUT")?.unwrap_or(Duration::from_millis(300)),
             max_idle: number(env, "MAX_IDLE_PROXY_CONNS_PER_HOST")?.unwrap_or(100),
+            otel: Otel(
+                env.iter()
+                    .filter(|(name, _)| name.starts_with("OTEL_"))
+                    .map(|(name, value)| (name.clone(), value.clone()))
+                    .collect(),
+            ),
             load_balancing: load_balancing(env)?,
             tls_versions: tls_versions(env)?,
             lame_duck: Duration::from_secs(45),

@@ -12,6 +12,8 @@ use std::{
 };
 
 use controller::Context;
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
 use net::{Connections, InFlight};
 use tokio::time::{sleep, timeout};
 
@@ -20,6 +22,7 @@ use crate::{
     direct::Direct,
     handler::Handler,
     metrics::Metrics,
+    observed::Observers,
     probe::Probes,
     revisions::{Manner, Revisions},
     sink,
@@ -43,6 +46,7 @@ pub struct Handle {
     h2c: SocketAddr,
     tls: Option<SocketAddr>,
     metrics: Option<SocketAddr>,
+    profiling: Option<SocketAddr>,
     handler: Arc<Handler>,
     connections: Connections,
     lame_duck: Duration,
@@ -90,8 +94,18 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         ("service_version", env!("CARGO_PKG_VERSION")),
     ]);
     metrics.collect(reporter.clone(), sink.status().clone());
+    let resource = [
+        ("k8s.namespace.name", &*ctx.system_namespace),
+        ("k8s.pod.name", &options.pod_name),
+        ("service.instance.id", &options.pod_name),
+        ("service.name", &options.service_name),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+    ];
+    let resource = resource.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let observers = Observers::follow(&options.observability, &options.otel, resource);
     let handler = Arc::new(Handler {
         metrics: metrics.clone(),
+        observers,
         revisions,
         watches,
         reporter: reporter.clone(),
@@ -105,6 +119,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let connections = Connections::new();
     let mut handle = Handle {
         metrics: None,
+        profiling: None,
         tls: tls.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?,
         http: http.local_addr()?,
         h2c: h2c.local_addr()?,
@@ -128,6 +143,23 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     }
     if let Some((listener, tls)) = tls {
         ctx.tasks.spawn_graceful("activator over TLS", tls.serve(listener, connections.clone(), handler.clone()));
+    }
+    if let Some(address) = options.profiling {
+        let listener = net::listen(address).await?;
+        handle.profiling = Some(listener.local_addr()?);
+        let observability = options.observability.clone();
+        // Not a member of the drained ones: who looks at a process that ends is no reason to go on.
+        let answer = move |request: Request<Incoming>, _| {
+            let on = observability.load().runtime_profiling;
+            async move {
+                if on {
+                    telemetry::profiling::answer::<()>(request).await
+                } else {
+                    net::http_error(StatusCode::NOT_FOUND, "404 page not found")
+                }
+            }
+        };
+        ctx.tasks.spawn("profiling", net::serve(listener, Connections::new(), answer));
     }
     if let Some(address) = options.metrics {
         let status = sink.status().clone();
@@ -172,6 +204,11 @@ impl Handle {
         self.metrics
     }
 
+    /// Where profiles are, if they were asked for.
+    pub fn profiling_address(&self) -> Option<SocketAddr> {
+        self.profiling
+    }
+
     /// Whether reports reach the autoscaler at the moment.
     pub fn autoscaler_connected(&self) -> bool {
         self.handler.autoscaler.connected()
@@ -201,6 +238,7 @@ impl Handle {
         if timeout(self.drain_limit, finished).await.is_err() {
             tracing::warn!(open = self.in_flight(), "requests were cut off at the end of the drain");
         }
+        self.handler.observers.flush().await;
     }
 
     /// Whether requests for this revision are taken.

@@ -162,7 +162,7 @@ impl Config {
             tls: listeners::tls(&vars, listeners::SERVING_TLS)?,
             metrics: listeners::metrics(&vars, &observability)?,
             observability,
-            profiling_port: vars.optional_port(n::PROFILING_PORT)?.unwrap_or(crate::profiling::PORT),
+            profiling_port: vars.optional_port(n::PROFILING_PORT)?.unwrap_or(telemetry::profiling::PORT),
             otel: Otel(
                 env.range("OTEL_".to_owned()..).take_while(|(name, _)| name.starts_with("OTEL_")).map(owned).collect(),
             ),

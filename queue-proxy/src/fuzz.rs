@@ -64,7 +64,7 @@ pub fn environment(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let _ = crate::Probe::parse(text, 8080);
     let _ = crate::Observability::parse(text);
-    crate::request_log::try_template(text);
+    telemetry::try_template(text);
     crate::otlp::try_endpoint(text);
     let _ = crate::TlsSettings::parse("1.2", "", text, "");
     let _ = crate::TlsSettings::parse("", "", "", text);
@@ -78,7 +78,7 @@ pub fn answers(data: &[u8]) {
     crate::probe::try_health(data);
     let Ok(text) = std::str::from_utf8(data) else { return };
     crate::probe::try_location(text);
-    if let Some((trace, parent)) = crate::trace::try_parent(text) {
+    if let Some((trace, parent)) = telemetry::trace::try_parent(text) {
         assert!(trace != 0 && parent != 0, "{text:?}");
     }
 }

@@ -9,8 +9,6 @@
 //! It runs in every pod of every user, so it is small before anything else: one thread, no Kubernetes client, and
 //! nothing that wakes it when no request is there.
 
-mod calendar;
-mod call;
 mod chain;
 mod config;
 mod direct;
@@ -21,12 +19,9 @@ pub mod fuzz;
 mod log;
 mod metrics;
 mod observed;
-mod otlp;
 mod pending;
 mod probe;
 mod process;
-mod profiling;
-mod request_log;
 mod resource;
 mod server;
 mod stats;
@@ -36,8 +31,10 @@ mod trace;
 pub use config::{Config, ConfigError, Environment, MetricsListener, Observability};
 pub use drain::DrainRule;
 pub use log::init as init_logging;
-pub use otlp::Otel;
+pub use telemetry::otlp::Otel;
+
 pub use probe::{Probe, Prober};
 pub use process::{RunError, environment, run};
 pub use server::{Error, Handle, start};
+use telemetry::{call, otlp};
 pub use tls::{ClientAuth, Paths, TlsRange, TlsSettings};

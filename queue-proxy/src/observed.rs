@@ -13,12 +13,16 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
 use net::headers;
+use telemetry::{
+    Record, RequestLog, Revision,
+    trace::{Context, Tracer},
+};
 
 use crate::{
+    Config,
     chain::Body,
     metrics::{Metrics, Outcome},
-    request_log::RequestLog,
-    trace::{Context, Tracer},
+    trace,
 };
 
 static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -26,7 +30,7 @@ static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// What is on. One per process.
 pub(crate) struct Observers {
     pub(crate) metrics: Option<Arc<Metrics>>,
-    pub(crate) log: Option<RequestLog>,
+    pub(crate) log: Option<(RequestLog, Revision)>,
     pub(crate) log_probes: bool,
     pub(crate) server_timing: bool,
     pub(crate) tracer: Option<Arc<Tracer>>,
@@ -95,7 +99,7 @@ impl Observers {
     fn record(&self, seen: &Seen, status: StatusCode, bytes: u64) {
         let now = Instant::now();
         if let (Some(tracer), Some(context)) = (&self.tracer, &seen.trace) {
-            tracer.record(context, seen, status);
+            trace::record(tracer, context, seen, status);
         }
         if let Some(metrics) = self.metrics.as_ref().filter(|_| !seen.probe) {
             metrics.record(&Outcome {
@@ -111,11 +115,36 @@ impl Observers {
                 program: seen.program.get().map(|started| now - *started),
             });
         }
-        if let Some(log) = self.log.as_ref().filter(|_| !seen.probe || self.log_probes) {
-            let line = log.line(seen, status, bytes, now - seen.started);
+        if let Some((log, revision)) = self.log.as_ref().filter(|_| !seen.probe || self.log_probes) {
+            let line = log.line(&Record {
+                method: &seen.method,
+                uri: &seen.uri,
+                version: seen.version,
+                headers: &seen.headers,
+                peer: seen.peer,
+                tls: seen.tls,
+                length: seen.length,
+                status,
+                bytes,
+                latency: now - seen.started,
+                revision,
+                traced: true,
+            });
             // One write, so that lines do not mix.
             let _ = std::io::stdout().lock().write_all(line.as_bytes());
         }
+    }
+}
+
+/// What the request log says of the revision.
+pub(crate) fn revision(config: &Config) -> Revision {
+    Revision {
+        name: config.revision.clone(),
+        namespace: config.namespace.clone(),
+        service: config.service.clone(),
+        configuration: config.configuration.clone(),
+        pod: config.pod.clone(),
+        pod_ip: config.pod_ip.map_or_else(String::new, |ip| ip.to_string()),
     }
 }
 

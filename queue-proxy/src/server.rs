@@ -13,6 +13,7 @@ use http::Request;
 use hyper::body::Incoming;
 use net::{Breaker, Connections, Http, InFlight, Limits, Pool, PoolOptions};
 use parking_lot::Mutex;
+use telemetry::{RequestLog, profiling};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -21,14 +22,12 @@ use crate::{
     direct::Direct,
     drain::Drainer,
     metrics::Metrics,
-    observed::Observers,
+    observed::{Observers, revision},
     otlp::{Exporter, Signal},
     pending::Pending,
-    profiling,
-    request_log::RequestLog,
     stats::Stats,
     tls::{self, Tls},
-    trace::Tracer,
+    trace,
 };
 
 /// Waiting requests per slot.
@@ -88,10 +87,10 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         pool: Pool::new(user, PoolOptions { max_idle, ..PoolOptions::default() }),
         observers: Arc::new(Observers {
             metrics: metrics(&config),
-            log: config.observability.log_template().map(|template| RequestLog::new(template, &config)),
+            log: config.observability.log_template().map(|template| (RequestLog::new(template), revision(&config))),
             log_probes: config.observability.enable_probe_request_log,
             server_timing: config.server_timing,
-            tracer: Tracer::start(&config),
+            tracer: trace::start(&config),
         }),
     });
     let terminating = Arc::new(Mutex::new(false));
@@ -160,7 +159,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         tokio::spawn(net::accept(listener, connections.clone(), move |stream, peer| {
             let (http, connections) = (http.clone(), connections.clone());
             async move {
-                let answer = |request: Request<Incoming>, _| profiling::answer(request);
+                let answer = |request: Request<Incoming>, _| profiling::answer::<crate::chain::Ticket>(request);
                 http.serve(stream, peer, &connections, answer).await;
             }
         }));

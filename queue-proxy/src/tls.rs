@@ -3,9 +3,6 @@
 //! The files are read again every minute while the port is open; new content serves the next handshake. No protocol
 //! has to be negotiated: the activator speaks HTTP/2 with prior knowledge inside TLS.
 
-pub(crate) mod client;
-mod settings;
-
 use std::{
     fs, io,
     net::SocketAddr,
@@ -23,8 +20,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-pub(crate) use self::settings::Which;
-pub use self::settings::{TlsRange, TlsSettings};
+pub use telemetry::tls::{TlsRange, TlsSettings};
+pub(crate) use telemetry::tls::{Which, client};
 
 const RELOAD: Duration = Duration::from_secs(60);
 const HANDSHAKE: Duration = Duration::from_secs(10);

@@ -3,6 +3,7 @@
 mod fakes;
 mod handover;
 mod mesh;
+mod observed;
 mod streams;
 mod tls;
 

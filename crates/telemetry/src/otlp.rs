@@ -4,7 +4,7 @@
 //! HTTP/2. The messages are in `wire`. What OpenTelemetry's own variables say has precedence over the installation's
 //! settings, as upstream.
 
-pub(crate) mod wire;
+pub mod wire;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signal {
+pub enum Signal {
     Traces,
     Metrics,
 }
@@ -34,7 +34,7 @@ pub(crate) enum Signal {
 pub struct Otel(pub BTreeMap<String, String>);
 
 /// The way to a collector.
-pub(crate) struct Exporter {
+pub struct Exporter {
     target: Target,
     path: PathAndQuery,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -44,10 +44,10 @@ pub(crate) struct Exporter {
 /// Why the collector did not take something.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub(crate) struct Refused {
+pub struct Refused {
     message: String,
     /// It may take the same later.
-    pub(crate) temporary: bool,
+    pub temporary: bool,
 }
 
 // === impl Signal ===
@@ -78,12 +78,12 @@ impl Signal {
 // === impl Otel ===
 
 impl Otel {
-    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(|text| text.trim()).filter(|text| !text.is_empty())
     }
 
     /// A number of milliseconds.
-    pub(crate) fn milliseconds(&self, name: &str) -> Option<Duration> {
+    pub fn milliseconds(&self, name: &str) -> Option<Duration> {
         self.get(name)?.parse().ok().map(Duration::from_millis)
     }
 
@@ -99,7 +99,7 @@ impl Otel {
 impl Exporter {
     /// # Errors
     /// What cannot be used, naming where it came from.
-    pub(crate) fn new(signal: Signal, grpc: bool, configured: &str, otel: &Otel) -> Result<Self, String> {
+    pub fn new(signal: Signal, grpc: bool, configured: &str, otel: &Otel) -> Result<Self, String> {
         let own = format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", signal.variable());
         let (endpoint, is_base) = match (otel.get(&own), otel.get("OTEL_EXPORTER_OTLP_ENDPOINT")) {
             (Some(own), _) => (own, false),
@@ -129,7 +129,7 @@ impl Exporter {
     ///
     /// # Errors
     /// Why the collector has not taken it.
-    pub(crate) async fn send(&self, message: Vec<u8>) -> Result<(), Refused> {
+    pub async fn send(&self, message: Vec<u8>) -> Result<(), Refused> {
         let exchange =
             async { if self.target.http2 { self.grpc(&message).await } else { self.post(message.into()).await } };
         let answer = tokio::time::timeout(self.timeout, exchange).await;
@@ -242,7 +242,7 @@ fn headers(text: &str) -> Vec<(HeaderName, HeaderValue)> {
 }
 
 /// For the fuzz target: takes `text` apart as an endpoint and as headers.
-pub(crate) fn try_endpoint(text: &str) {
+pub fn try_endpoint(text: &str) {
     if let Ok((_, host, _, path)) = split(text) {
         assert!(!host.is_empty() && (path.is_empty() || path.starts_with('/')), "{text:?}");
     }

@@ -3,181 +3,181 @@
 use prost::Message;
 
 /// Since the start of the process, not since the last export.
-pub(crate) const CUMULATIVE: i32 = 2;
+pub const CUMULATIVE: i32 = 2;
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct ExportTraces {
+pub struct ExportTraces {
     #[prost(message, repeated, tag = "1")]
-    pub(crate) resource_spans: Vec<ResourceSpans>,
+    pub resource_spans: Vec<ResourceSpans>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct ResourceSpans {
+pub struct ResourceSpans {
     #[prost(message, optional, tag = "1")]
-    pub(crate) resource: Option<Resource>,
+    pub resource: Option<Resource>,
     #[prost(message, repeated, tag = "2")]
-    pub(crate) scope_spans: Vec<ScopeSpans>,
+    pub scope_spans: Vec<ScopeSpans>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Resource {
+pub struct Resource {
     #[prost(message, repeated, tag = "1")]
-    pub(crate) attributes: Vec<KeyValue>,
+    pub attributes: Vec<KeyValue>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct ScopeSpans {
+pub struct ScopeSpans {
     #[prost(message, optional, tag = "1")]
-    pub(crate) scope: Option<Scope>,
+    pub scope: Option<Scope>,
     #[prost(message, repeated, tag = "2")]
-    pub(crate) spans: Vec<Span>,
+    pub spans: Vec<Span>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Scope {
+pub struct Scope {
     #[prost(string, tag = "1")]
-    pub(crate) name: String,
+    pub name: String,
     #[prost(string, tag = "2")]
-    pub(crate) version: String,
+    pub version: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Span {
+pub struct Span {
     #[prost(bytes = "vec", tag = "1")]
-    pub(crate) trace_id: Vec<u8>,
+    pub trace_id: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    pub(crate) span_id: Vec<u8>,
+    pub span_id: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
-    pub(crate) parent_span_id: Vec<u8>,
+    pub parent_span_id: Vec<u8>,
     #[prost(string, tag = "5")]
-    pub(crate) name: String,
+    pub name: String,
     #[prost(int32, tag = "6")]
-    pub(crate) kind: i32,
+    pub kind: i32,
     #[prost(fixed64, tag = "7")]
-    pub(crate) start: u64,
+    pub start: u64,
     #[prost(fixed64, tag = "8")]
-    pub(crate) end: u64,
+    pub end: u64,
     #[prost(message, repeated, tag = "9")]
-    pub(crate) attributes: Vec<KeyValue>,
+    pub attributes: Vec<KeyValue>,
     #[prost(message, optional, tag = "15")]
-    pub(crate) status: Option<Status>,
+    pub status: Option<Status>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Status {
+pub struct Status {
     #[prost(int32, tag = "3")]
-    pub(crate) code: i32,
+    pub code: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct KeyValue {
+pub struct KeyValue {
     #[prost(string, tag = "1")]
-    pub(crate) key: String,
+    pub key: String,
     #[prost(message, optional, tag = "2")]
-    pub(crate) value: Option<AnyValue>,
+    pub value: Option<AnyValue>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct AnyValue {
+pub struct AnyValue {
     #[prost(string, optional, tag = "1")]
-    pub(crate) text: Option<String>,
+    pub text: Option<String>,
     #[prost(int64, optional, tag = "3")]
-    pub(crate) number: Option<i64>,
+    pub number: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct ExportMetrics {
+pub struct ExportMetrics {
     #[prost(message, repeated, tag = "1")]
-    pub(crate) resource_metrics: Vec<ResourceMetrics>,
+    pub resource_metrics: Vec<ResourceMetrics>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct ResourceMetrics {
+pub struct ResourceMetrics {
     #[prost(message, optional, tag = "1")]
-    pub(crate) resource: Option<Resource>,
+    pub resource: Option<Resource>,
     #[prost(message, repeated, tag = "2")]
-    pub(crate) scope_metrics: Vec<ScopeMetrics>,
+    pub scope_metrics: Vec<ScopeMetrics>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct ScopeMetrics {
+pub struct ScopeMetrics {
     #[prost(message, optional, tag = "1")]
-    pub(crate) scope: Option<Scope>,
+    pub scope: Option<Scope>,
     #[prost(message, repeated, tag = "2")]
-    pub(crate) metrics: Vec<Metric>,
+    pub metrics: Vec<Metric>,
 }
 
 /// Either a gauge or a histogram.
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Metric {
+pub struct Metric {
     #[prost(string, tag = "1")]
-    pub(crate) name: String,
+    pub name: String,
     #[prost(string, tag = "2")]
-    pub(crate) description: String,
+    pub description: String,
     #[prost(string, tag = "3")]
-    pub(crate) unit: String,
+    pub unit: String,
     #[prost(message, optional, tag = "5")]
-    pub(crate) gauge: Option<Gauge>,
+    pub gauge: Option<Gauge>,
     #[prost(message, optional, tag = "9")]
-    pub(crate) histogram: Option<Histogram>,
+    pub histogram: Option<Histogram>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Gauge {
+pub struct Gauge {
     #[prost(message, repeated, tag = "1")]
-    pub(crate) points: Vec<NumberPoint>,
+    pub points: Vec<NumberPoint>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct NumberPoint {
+pub struct NumberPoint {
     #[prost(fixed64, tag = "2")]
-    pub(crate) start: u64,
+    pub start: u64,
     #[prost(fixed64, tag = "3")]
-    pub(crate) time: u64,
+    pub time: u64,
     #[prost(sfixed64, optional, tag = "6")]
-    pub(crate) integer: Option<i64>,
+    pub integer: Option<i64>,
     #[prost(message, repeated, tag = "7")]
-    pub(crate) attributes: Vec<KeyValue>,
+    pub attributes: Vec<KeyValue>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     #[prost(message, repeated, tag = "1")]
-    pub(crate) points: Vec<HistogramPoint>,
+    pub points: Vec<HistogramPoint>,
     #[prost(int32, tag = "2")]
-    pub(crate) temporality: i32,
+    pub temporality: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct HistogramPoint {
+pub struct HistogramPoint {
     #[prost(fixed64, tag = "2")]
-    pub(crate) start: u64,
+    pub start: u64,
     #[prost(fixed64, tag = "3")]
-    pub(crate) time: u64,
+    pub time: u64,
     #[prost(fixed64, tag = "4")]
-    pub(crate) count: u64,
+    pub count: u64,
     #[prost(double, optional, tag = "5")]
-    pub(crate) sum: Option<f64>,
+    pub sum: Option<f64>,
     #[prost(fixed64, repeated, tag = "6")]
-    pub(crate) counts: Vec<u64>,
+    pub counts: Vec<u64>,
     #[prost(double, repeated, tag = "7")]
-    pub(crate) bounds: Vec<f64>,
+    pub bounds: Vec<f64>,
     #[prost(message, repeated, tag = "9")]
-    pub(crate) attributes: Vec<KeyValue>,
+    pub attributes: Vec<KeyValue>,
     #[prost(double, optional, tag = "11")]
-    pub(crate) min: Option<f64>,
+    pub min: Option<f64>,
     #[prost(double, optional, tag = "12")]
-    pub(crate) max: Option<f64>,
+    pub max: Option<f64>,
 }
 
 // === impl KeyValue ===
 
 impl KeyValue {
-    pub(crate) fn text(key: &str, value: &str) -> Self {
+    pub fn text(key: &str, value: &str) -> Self {
         Self { key: key.to_owned(), value: Some(AnyValue { text: Some(value.to_owned()), number: None }) }
     }
 
-    pub(crate) fn number(key: &str, value: i64) -> Self {
+    pub fn number(key: &str, value: i64) -> Self {
         Self { key: key.to_owned(), value: Some(AnyValue { text: None, number: Some(value) }) }
     }
 }

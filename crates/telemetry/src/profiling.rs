@@ -10,18 +10,18 @@ use std::{fs, time::Duration};
 
 use http::{Request, Response, StatusCode, header, header::HeaderValue};
 use hyper::body::Incoming;
+use net::ResponseBody;
 
 use self::proto::Sampled;
-use crate::chain::Body;
 
 /// Where upstream serves profiles; `PROFILING_PORT` overrides it.
-pub(crate) const PORT: u16 = 8008;
+pub const PORT: u16 = 8008;
 /// As Go's, unless `seconds` says otherwise.
 const SECONDS: u64 = 30;
 const MAX_SECONDS: u64 = 600;
 const INDEX: &str = "/debug/pprof/\n\ncmdline\nheap\nprofile\nthreadcreate\n";
 
-pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
+pub async fn answer<G>(request: Request<Incoming>) -> Response<ResponseBody<G>> {
     let query = request.uri().query().unwrap_or("");
     let parameter = |name: &str| {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -45,7 +45,7 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Response<Body> {
     }
 }
 
-fn profile(bytes: Vec<u8>) -> Response<Body> {
+fn profile<G>(bytes: Vec<u8>) -> Response<ResponseBody<G>> {
     let mut response = net::text(StatusCode::OK, bytes);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

@@ -12,18 +12,18 @@ use rustls_pki_types::ServerName;
 
 /// Where a request goes.
 #[derive(Clone)]
-pub(crate) struct Target {
-    pub(crate) host: String,
-    pub(crate) port: u16,
+pub struct Target {
+    pub host: String,
+    pub port: u16,
     /// For `https`.
-    pub(crate) tls: Option<Arc<ClientConfig>>,
-    pub(crate) http2: bool,
+    pub tls: Option<Arc<ClientConfig>>,
+    pub http2: bool,
 }
 
 // === impl Target ===
 
 impl Target {
-    pub(crate) fn authority(&self) -> String {
+    pub fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {
@@ -35,7 +35,7 @@ impl Target {
     ///
     /// # Errors
     /// What kept the answer's head from coming, as text for a log.
-    pub(crate) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, String> {
+    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, String> {
         let stream = net::connect(self.address().await?).await.map_err(|error| error.to_string())?;
         let io: BoxIo = match &self.tls {
             None => Box::new(stream),

@@ -44,22 +44,22 @@ pub enum TlsRange {
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TlsSettings {
-    pub(crate) range: TlsRange,
+    pub range: TlsRange,
     /// Of TLS 1.2; those of 1.3 cannot be chosen. Empty: all.
-    pub(crate) suites: Vec<CipherSuite>,
+    pub suites: Vec<CipherSuite>,
     /// In order of preference. Empty: all.
-    pub(crate) groups: Vec<NamedGroup>,
+    pub groups: Vec<NamedGroup>,
 }
 
 /// One of the four values, and what is wrong with it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Mistake {
-    pub(crate) which: Which,
-    pub(crate) expected: &'static str,
+pub struct Mistake {
+    pub which: Which,
+    pub expected: &'static str,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
+pub enum Which {
     Min,
     Max,
     Suites,
@@ -71,13 +71,13 @@ pub(crate) enum Which {
 impl TlsSettings {
     /// # Errors
     /// The first of the values that cannot be meant.
-    pub(crate) fn parse(min: &str, max: &str, suites: &str, curves: &str) -> Result<Self, Mistake> {
+    pub fn parse(min: &str, max: &str, suites: &str, curves: &str) -> Result<Self, Mistake> {
         let suites = names(suites, suite).map_err(|expected| Mistake { which: Which::Suites, expected })?;
         let groups = names(curves, group).map_err(|expected| Mistake { which: Which::Curves, expected })?;
         Ok(Self { range: range(min, max)?, suites, groups })
     }
 
-    pub(crate) fn versions(&self) -> &'static [&'static SupportedProtocolVersion] {
+    pub fn versions(&self) -> &'static [&'static SupportedProtocolVersion] {
         static ONLY_12: [&SupportedProtocolVersion; 1] = [&version::TLS12];
         static FROM_12: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
         static ONLY_13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
@@ -88,7 +88,7 @@ impl TlsSettings {
         }
     }
 
-    pub(crate) fn provider(&self) -> Arc<CryptoProvider> {
+    pub fn provider(&self) -> Arc<CryptoProvider> {
         let mut provider = ring::default_provider();
         if !self.suites.is_empty() {
             provider.cipher_suites.retain(|known| {

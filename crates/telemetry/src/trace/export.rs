@@ -9,7 +9,7 @@ use std::{
 use prost::Message;
 use serde_json::{Value, json};
 
-use super::{SCOPE, Tracer, WAITING, Way};
+use super::{SERVER, Tracer, WAITING, Way};
 use crate::{
     calendar,
     otlp::wire::{ExportTraces, KeyValue, Resource, ResourceSpans, Scope, ScopeSpans, Span},
@@ -42,7 +42,7 @@ pub(super) async fn run(tracer: Weak<Tracer>) {
 
 impl Tracer {
     /// Exports what waits; false if it has to wait on.
-    pub(crate) async fn export(&self) -> bool {
+    pub async fn export(&self) -> bool {
         let spans = std::mem::take(&mut *self.waiting.lock());
         if spans.is_empty() {
             return true;
@@ -57,7 +57,7 @@ impl Tracer {
         };
         let count = spans.len();
         let resource = self.resource.iter().map(|(name, value)| KeyValue::text(name, value)).collect();
-        let scope = Some(Scope { name: SCOPE.to_owned(), version: String::new() });
+        let scope = Some(Scope { name: self.scope.to_owned(), version: String::new() });
         let message = ExportTraces {
             resource_spans: vec![ResourceSpans {
                 resource: Some(Resource { attributes: resource }),
@@ -84,12 +84,12 @@ impl Tracer {
         let parent = if span.parent_span_id.is_empty() {
             place("0".repeat(16), "0".repeat(32), "00", false)
         } else {
-            place(hex(&span.parent_span_id), hex(&span.trace_id), "01", span.name == "queue")
+            place(hex(&span.parent_span_id), hex(&span.trace_id), "01", span.kind == SERVER)
         };
         let attributes: Vec<_> = span.attributes.iter().map(attribute).collect();
         let resource: Vec<_> =
             self.resource.iter().map(|(name, value)| attribute(&KeyValue::text(name, value))).collect();
-        let scope = json!({"Name": SCOPE, "Version": "", "SchemaURL": "", "Attributes": null});
+        let scope = json!({"Name": self.scope, "Version": "", "SchemaURL": "", "Attributes": null});
         json!({
             "Name": span.name,
             "SpanContext": place(hex(&span.span_id), hex(&span.trace_id), "01", false),

@@ -19,7 +19,7 @@ const BUNDLES: &[&str] = &[
 ///
 /// # Errors
 /// A file that cannot be read or has no certificate in it.
-pub(crate) fn config(authorities: Option<&Path>, http2: bool) -> io::Result<Arc<ClientConfig>> {
+pub fn config(authorities: Option<&Path>, http2: bool) -> io::Result<Arc<ClientConfig>> {
     let roots = match authorities {
         Some(path) => Arc::new(read(path)?),
         None => system(),
@@ -52,7 +52,7 @@ fn system() -> Arc<RootCertStore> {
     ROOTS.get_or_init(load).clone()
 }
 
-pub(crate) fn read(path: &Path) -> io::Result<RootCertStore> {
+pub fn read(path: &Path) -> io::Result<RootCertStore> {
     let named = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
     let pem = fs::read(path).map_err(|error| named(&error))?;
     let mut roots = RootCertStore::empty();

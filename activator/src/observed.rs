@@ -1,0 +1,177 @@
+//! Requests that somebody wants to read about: a line of the request log, spans.
+//!
+//! Where both are off, plain requests go the short way and nothing of this runs. The request log follows
+//! `config-observability` live; tracing is set once at the start, as upstream does it.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use api::config::Observability;
+use arc_swap::ArcSwapOption;
+use controller::Config;
+use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use hyper::body::{Body as _, Incoming};
+use net::headers;
+use telemetry::{
+    Record, RequestLog,
+    otlp::Otel,
+    trace::{Context, Kind, Part, Settings, Tracer, random},
+};
+
+use crate::revisions::Revision;
+
+const SCOPE: &str = "knative.dev/serving/pkg/activator";
+
+/// What is on. One per process.
+pub(crate) struct Observers {
+    log: ArcSwapOption<RequestLog>,
+    tracer: Option<Arc<Tracer>>,
+}
+
+/// A request, described while it was whole.
+pub(crate) struct Described {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: HeaderMap,
+    peer: SocketAddr,
+    tls: bool,
+    length: i64,
+    started: Instant,
+    /// When it began to wait for a pod, and when it had one.
+    pub(crate) waiting: OnceLock<Instant>,
+    pub(crate) sent: OnceLock<Instant>,
+    pub(crate) trace: Option<Context>,
+}
+
+// === impl Observers ===
+
+impl Observers {
+    /// Follows `config`; spans carry what identifies this process.
+    pub(crate) fn follow(config: &Config<Observability>, otel: &Otel, resource: Vec<(String, String)>) -> Arc<Self> {
+        let tracing = config.load().tracing.clone();
+        let tracer = Tracer::start(Settings {
+            protocol: &tracing.protocol,
+            endpoint: &tracing.endpoint,
+            rate: tracing.sampling_rate,
+            otel,
+            resource,
+            scope: SCOPE,
+        });
+        let observers = Arc::new(Self { log: ArcSwapOption::empty(), tracer });
+        observers.set_log(&config.load());
+        let (following, source) = (observers.clone(), config.clone());
+        config.on_change(move || following.set_log(&source.load()));
+        observers
+    }
+
+    fn set_log(&self, config: &Observability) {
+        let on = config.enable_request_log && !config.request_log_template.is_empty();
+        self.log.store(on.then(|| Arc::new(RequestLog::new(&config.request_log_template))));
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        self.tracer.is_some() || self.log.load().is_some()
+    }
+
+    /// Sends what is left of spans.
+    pub(crate) async fn flush(&self) {
+        if let Some(tracer) = &self.tracer {
+            tracer.export().await;
+        }
+    }
+
+    /// Describes a request, before anything is done with it.
+    pub(crate) fn describe(&self, request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Arc<Described> {
+        let length = if request.body().is_end_stream() {
+            0
+        } else {
+            request.body().size_hint().exact().map_or(-1, |length| i64::try_from(length).unwrap_or(-1))
+        };
+        Arc::new(Described {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            version: request.version(),
+            headers: request.headers().clone(),
+            peer,
+            tls,
+            length,
+            started: Instant::now(),
+            waiting: OnceLock::new(),
+            sent: OnceLock::new(),
+            trace: self.tracer.as_ref().map(|tracer| tracer.context(request.headers())),
+        })
+    }
+
+    /// A request has ended.
+    pub(crate) fn record(&self, seen: &Described, revision: &Revision, status: StatusCode, bytes: u64) {
+        let now = Instant::now();
+        if let (Some(tracer), Some(context)) = (&self.tracer, &seen.trace) {
+            seen.spans(tracer, context, revision, status, now);
+        }
+        let Some(log) = self.log.load_full() else { return };
+        let line = log.line(&Record {
+            method: &seen.method,
+            uri: &seen.uri,
+            version: seen.version,
+            headers: &seen.headers,
+            peer: seen.peer,
+            tls: seen.tls,
+            length: seen.length,
+            status,
+            bytes,
+            latency: now - seen.started,
+            // As upstream: no pod and no trace.
+            revision: &telemetry::Revision {
+                name: revision.key.name.clone(),
+                namespace: revision.key.namespace.clone(),
+                service: revision.service.to_string(),
+                configuration: revision.configuration.to_string(),
+                ..telemetry::Revision::default()
+            },
+            traced: false,
+        });
+        // One write, so that lines do not mix.
+        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+    }
+}
+
+// === impl Described ===
+
+impl Described {
+    /// `handle` is the request as received, `throttler_try` its wait, `activator_proxy` the rest, and in that the
+    /// request to the pod, which is the parent that the pod sees.
+    fn spans(&self, tracer: &Tracer, context: &Context, revision: &Revision, status: StatusCode, now: Instant) {
+        let part = |name, kind, id, parent, start, end| Part { name, kind, id, parent, start, end };
+        let path = if self.uri.path().is_empty() { "/" } else { self.uri.path() };
+        let request = format!("{} {path}", self.method);
+        let mut parts = vec![part("handle", Kind::Server, context.server, context.parent, self.started, now)];
+        if let Some(waiting) = self.waiting.get() {
+            let until = self.sent.get().copied().unwrap_or(now);
+            parts.push(part("throttler_try", Kind::Internal, random(), context.server, *waiting, until));
+        }
+        if let Some(sent) = self.sent.get() {
+            parts.push(part("activator_proxy", Kind::Internal, context.proxy, context.server, *sent, now));
+            parts.push(part(&request, Kind::Client, context.client, context.proxy, *sent, now));
+        }
+        let host = self
+            .uri
+            .authority()
+            .map_or_else(|| headers::text(&self.headers, &http::header::HOST), |authority| authority.as_str());
+        let texts = [
+            ("http.request.method", self.method.as_str()),
+            ("k8s.namespace.name", &revision.key.namespace),
+            ("kn.configuration.name", &revision.configuration),
+            ("kn.revision.name", &revision.key.name),
+            ("kn.service.name", &revision.service),
+            ("server.address", host),
+            ("url.path", path),
+        ];
+        let numbers = [("http.response.status_code", i64::from(status.as_u16()))];
+        tracer.record(context, &parts, &texts, &numbers, status.is_server_error());
+    }
+}

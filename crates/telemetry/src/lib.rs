@@ -1,0 +1,12 @@
+//! What the proxies tell about requests and about themselves, in the forms that upstream's tell it: the request log,
+//! spans and metrics over OTLP, profiles; and how they are told whom to trust on the way.
+
+mod calendar;
+pub mod call;
+pub mod otlp;
+pub mod profiling;
+mod request_log;
+pub mod tls;
+pub mod trace;
+
+pub use request_log::{Record, RequestLog, Revision, try_template};
