@@ -116,10 +116,12 @@ async fn pending(view: &View, key: &ObjectKey, generation: i64) -> Pending {
 /// Whether the gateways that are connected elsewhere have it.
 fn unseen_have(view: &View, part: Part, ingress: &Ingress) -> bool {
     let Some(prober) = &view.prober else { return true };
-    let unseen = view.unseen();
-    if unseen.is_empty() {
+    if view.unseen().is_empty() {
         return true;
     }
+    // Registered before the look that counts: gateways that leave answer no probe.
+    view.wait(u64::MAX, ObjectKey::of(ingress));
+    let unseen = view.unseen();
     let spec = defaulted(&ingress.spec);
     let hash = ingress_hash(&spec, &ingress.namespace().unwrap_or_default(), &ingress.name_any());
     prober.check(&ObjectKey::of(ingress), &hash, &probe::targets(&spec, part, view.ports), &unseen)

@@ -203,7 +203,8 @@ impl View {
         gateways
     }
 
-    /// Looks at the Ingress again when the gateways have this revision, or when they are others.
+    /// Looks at the Ingress again when the gateways have this revision, or when they are others; with the highest
+    /// revision only then.
     pub(super) fn wait(&self, revision: u64, key: ObjectKey) {
         self.waiting.0.lock().entry(revision).or_default().insert(key);
     }

@@ -1,6 +1,6 @@
 //! Several replicas: all serve gateways, one writes statuses, and asks those gateways that it does not see.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use api::{Conditioned, networking::v1alpha1::Ingress};
 use controller::{Context, Tasks};
@@ -121,5 +121,47 @@ async fn the_one_that_writes_probes_gateways_that_are_connected_to_another() {
 
     drop(gateway);
     other.shutdown().await;
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_neither_acknowledges_nor_answers_is_waited_for_until_it_is_gone() {
+    let Some(program) = envoy() else { return };
+    let server = open().await;
+    let [xds, external, internal, probe, admin] = free_ports().await;
+    let tasks = Tasks::new();
+    let options = Options {
+        xds_listen: xds,
+        external_listen: vec![external],
+        internal_listen: vec![internal],
+        probe_listen: vec![probe],
+        probe: Some(Duration::from_secs(1)),
+        ..Options::default()
+    };
+    let handle = ingress::run(Context::new(server.client(), tasks.clone()), options).await.unwrap();
+    let (_gateway, _files) = spawn(&program, &Bootstrap::new(xds, Admin::Tcp(admin)));
+    // One of them is connected, nobody is at the other's address.
+    let dead = SocketAddr::from(([127, 0, 0, 2], internal.port()));
+    service(&server, "kourier-system", "kourier-internal", &[internal, dead]);
+    let app = Backend::start("app").await;
+    service(&server, "default", "app", &[app.address]);
+    let api: Api<Ingress> = Api::default_namespaced(server.client());
+    api.create(&PostParams::default(), &ingress("one", "one.example.com", CLASS)).await.unwrap();
+    eventually("the gateway that is there", async || {
+        send(external, &Request::to("one.example.com")).await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+    until(&api, "one", "waiting", |i| says(i, "LoadBalancerReady", "Unknown", "Uninitialized")).await;
+    let published = handle.xds.publish(Default::default());
+    eventually("its acknowledgement", async || handle.xds.settled().borrow().revision >= published).await;
+    assert!(!api.get("one").await.unwrap().is_ready(), "the other may be asked by somebody");
+    service(&server, "kourier-system", "kourier-internal", &[internal]);
+    until(&api, "one", "ready", |i| i.is_some_and(Conditioned::is_ready)).await;
+    // Once Ready, a gateway that comes later takes nothing back: it gets everything before it is asked anything.
+    service(&server, "kourier-system", "kourier-internal", &[internal, dead]);
+    api.create(&PostParams::default(), &ingress("two", "two.example.com", CLASS)).await.unwrap();
+    until(&api, "two", "waiting", |i| says(i, "LoadBalancerReady", "Unknown", "Uninitialized")).await;
+    assert!(api.get("one").await.unwrap().is_ready());
+    tasks.shutdown().await;
     server.shutdown().await.unwrap();
 }
