@@ -4,12 +4,14 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use api::config::Observability;
 use controller::Config;
-use telemetry::otlp::Otel;
+use telemetry::{
+    otlp::Otel,
+    tls::{TlsSettings, Which},
+};
 
 pub use crate::{
     backends::Reach,
     throttler::{Bound, Policy},
-    tls::TlsVersions,
 };
 
 /// How an activator runs.
@@ -24,7 +26,7 @@ pub struct Options {
     /// Whether the installation encrypts what its parts say to each other (`system-internal-tls`).
     pub encrypt: bool,
     /// What the encrypted port offers.
-    pub tls_versions: TlsVersions,
+    pub tls: TlsSettings,
     /// Which addresses lead to pods.
     pub reach: Reach,
     /// Whether a mesh wants pods addressed by their Service's name (`enable-mesh-pod-addressability`).
@@ -81,7 +83,7 @@ pub enum ParseError {
     Port(&'static str, String),
     #[error("{0} has the value {1:?}, which is not a number")]
     Number(&'static str, String),
-    #[error("{0} has the value {1:?}; it may be {2}")]
+    #[error("{0} has the value {1:?} instead of {2}")]
     Choice(&'static str, String, &'static str),
 }
 
@@ -94,7 +96,7 @@ impl Default for Options {
             listen_h2c: ([0, 0, 0, 0], 8013).into(),
             listen_tls: ([0, 0, 0, 0], 8112).into(),
             encrypt: false,
-            tls_versions: TlsVersions::default(),
+            tls: TlsSettings::default(),
             reach: Reach::Pods,
             passthrough: false,
             load_balancing: LoadBalancing::Always(Policy::default()),
@@ -145,7 +147,7 @@ impl Options {
                     .collect(),
             ),
             load_balancing: load_balancing(env)?,
-            tls_versions: tls_versions(env)?,
+            tls: tls(env)?,
             lame_duck: Duration::from_secs(45),
             drain_limit: Duration::from_secs(540),
             ..Self::default()
@@ -187,20 +189,23 @@ fn load_balancing(env: &BTreeMap<String, String>) -> Result<LoadBalancing, Parse
     Ok(LoadBalancing::Always(policy))
 }
 
-fn tls_versions(env: &BTreeMap<String, String>) -> Result<TlsVersions, ParseError> {
-    let version = |name: &'static str| match env.get(name).map(String::as_str) {
-        None | Some("") => Ok(None),
-        Some("1.2") => Ok(Some(2)),
-        Some("1.3") => Ok(Some(3)),
-        Some(other) => Err(ParseError::Choice(name, other.to_owned(), "1.2 or 1.3")),
-    };
-    let (min, max) = (version("ACTIVATOR_TLS_MIN_VERSION")?, version("ACTIVATOR_TLS_MAX_VERSION")?);
-    match (min.unwrap_or(3), max.unwrap_or(3)) {
-        (2, 2) => Ok(TlsVersions::Only12),
-        (2, _) => Ok(TlsVersions::From12),
-        (_, 3) => Ok(TlsVersions::Only13),
-        _ => Err(ParseError::Choice("ACTIVATOR_TLS_MAX_VERSION", "1.2".to_owned(), "no lower than the minimum")),
-    }
+fn tls(env: &BTreeMap<String, String>) -> Result<TlsSettings, ParseError> {
+    const NAMES: [&str; 4] = [
+        "ACTIVATOR_TLS_MIN_VERSION",
+        "ACTIVATOR_TLS_MAX_VERSION",
+        "ACTIVATOR_TLS_CIPHER_SUITES",
+        "ACTIVATOR_TLS_CURVE_PREFERENCES",
+    ];
+    let values = NAMES.map(|name| env.get(name).map_or("", String::as_str));
+    TlsSettings::parse(values[0], values[1], values[2], values[3]).map_err(|mistake| {
+        let index = match mistake.which {
+            Which::Min => 0,
+            Which::Max => 1,
+            Which::Suites => 2,
+            Which::Curves => 3,
+        };
+        ParseError::Choice(NAMES[index], values[index].to_owned(), mistake.expected)
+    })
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let h2c = net::listen(options.listen_h2c).await?;
 
     let tls = match options.encrypt {
-        true => Some((net::listen(options.listen_tls).await?, Tls::watch(&ctx, options.tls_versions).await?)),
+        true => Some((net::listen(options.listen_tls).await?, Tls::watch(&ctx, options.tls.clone()).await?)),
         false => None,
     };
 

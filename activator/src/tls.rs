@@ -16,8 +16,9 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use net::{Connections, Http};
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, crypto::CryptoProvider, version};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, version};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use telemetry::tls::TlsSettings;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -33,15 +34,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(crate) const POD_PORT: u16 = 8112;
 pub(crate) const SERVICE_PORT: u16 = 443;
 
-/// The versions that the TLS port offers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TlsVersions {
-    Only12,
-    From12,
-    #[default]
-    Only13,
-}
-
 /// Why there can be no encryption.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -52,7 +44,7 @@ pub enum Error {
 }
 
 pub(crate) struct Tls {
-    versions: TlsVersions,
+    settings: TlsSettings,
     secrets: Cache<Secret>,
     bundles: Cache<ConfigMap>,
     server: ArcSwapOption<ServerConfig>,
@@ -77,13 +69,13 @@ impl Tls {
     ///
     /// # Errors
     /// What is missing or cannot be used.
-    pub(crate) async fn watch(ctx: &Context, versions: TlsVersions) -> Result<Arc<Self>, Error> {
+    pub(crate) async fn watch(ctx: &Context, settings: TlsSettings) -> Result<Arc<Self>, Error> {
         let namespace = &ctx.system_namespace;
         let secrets =
             Cache::builder().namespace(namespace).field_selector(&format!("metadata.name={SECRET}")).start(ctx);
         let bundles = Cache::builder().namespace(namespace).label_selector(TRUST_BUNDLE).start(ctx);
         let tls = Arc::new(Self {
-            versions,
+            settings,
             secrets,
             bundles,
             server: ArcSwapOption::empty(),
@@ -148,8 +140,8 @@ impl Tls {
             .map_err(|error| format!("tls.crt is not a certificate in PEM form: {error}"))?;
         let key = PrivateKeyDer::from_pem_slice(data(secret, "tls.key")?)
             .map_err(|error| format!("tls.key is not a private key in PEM form: {error}"))?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(versions(self.versions))
+        let mut config = ServerConfig::builder_with_provider(self.settings.provider())
+            .with_protocol_versions(self.settings.versions())
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
             .map_err(|error| format!("the certificate cannot be served: {error}"))?;
         // A gateway negotiates; an activator before another one would speak HTTP/2 without being asked.
@@ -210,17 +202,6 @@ fn add(roots: &mut RootCertStore, pem: &[u8], name: &str) {
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-fn versions(range: TlsVersions) -> &'static [&'static SupportedProtocolVersion] {
-    static ONLY_12: [&SupportedProtocolVersion; 1] = [&version::TLS12];
-    static FROM_12: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
-    static ONLY_13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
-    match range {
-        TlsVersions::Only12 => &ONLY_12,
-        TlsVersions::From12 => &FROM_12,
-        TlsVersions::Only13 => &ONLY_13,
-    }
 }
 
 // === impl Connector ===
