@@ -19,6 +19,7 @@ cargo xtask <command>
   lint              formatting, clippy without warnings, the dependency directions of ARCHITECTURE.md
   bench <name> ..   build (release) and run a scenario of benches/
   sidecar           build queue-proxy for an image: static, small; prints its path
+  activator         build the activator for an image: static; prints its path
   envoy             get Envoy and print its path
 ";
 
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
         "test" => test(&rest),
         "lint" => lint(),
         "bench" => bench(&rest),
-        "sidecar" => sidecar(),
+        "sidecar" => image("queue-proxy", "sidecar"),
+        "activator" => image("activator", "release"),
         "envoy" => envoy::ensure(&root()).map(|path| println!("{}", path.display())),
         "" | "help" | "--help" => {
             print!("{HELP}");
@@ -87,15 +89,15 @@ fn bench(arguments: &[String]) -> Result<()> {
 }
 
 /// Nothing is loaded or relocated at its start, which is most of what a small process has resident.
-fn sidecar() -> Result<()> {
+fn image(package: &str, profile: &str) -> Result<()> {
     let version = Command::new("rustc").arg("-vV").output().context("cannot ask rustc for its target")?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     let target = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no target")?;
     let flags = r#"["-C", "target-feature=+crt-static", "-C", "relocation-model=static"]"#;
     run(cargo()
-        .args(["build", "--package=queue-proxy", "--profile=sidecar", "--target", target])
+        .args(["build", "--package", package, "--profile", profile, "--target", target])
         .args(["--config", &format!("target.{target}.rustflags={flags}")]))?;
-    println!("{}", root().join("target").join(target).join("sidecar/queue-proxy").display());
+    println!("{}", root().join("target").join(target).join(profile).join(package).display());
     Ok(())
 }
 
