@@ -100,26 +100,24 @@ async fn metrics_are_posted_and_the_last_ones_leave_when_the_process_ends() {
 }
 
 #[tokio::test]
-async fn spans_wait_for_a_collector_that_is_not_there_yet() {
-    let address = unused().await;
+async fn spans_that_a_collector_does_not_take_are_sent_again() {
+    let collector = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = collector.local_addr().expect("bound");
     let port = program(|_| async { ok("hello") }).await;
     let json =
         format!(r#"{{"tracing":{{"protocol":"http/protobuf","endpoint":"http://{address}","samplingRate":1}}}}"#);
-    let drain = DrainRule { quiet: Duration::from_millis(20), idle: None };
-    let proxy = Arc::new(start(Config { drain, ..observing(config(port), &json) }).await);
-    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-    let parent = format!("traceparent: 00-{trace}-00f067aa0ba902b7-01\r\n");
-    get(Way::Short, proxy.serving_address(), &parent).await;
-    // The first attempt fails; ending the process is the next.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let collector = TcpListener::bind(address).await.expect("still free");
-    tokio::spawn(async move { proxy.terminate().await });
-    let (mut stream, _) = tokio::time::timeout(PATIENCE, collector.accept()).await.expect("in time").expect("a call");
-    let head = read_head(&mut stream).await.expect("a head");
-    let length = head.split("Content-Length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
-    let mut body = vec![0; length.expect("a length")];
-    stream.read_exact(&mut body).await.expect("the body");
-    assert!(has(&body, "kn.queueproxy.proxy"));
+    let proxy = start(observing(config(port), &json)).await;
+    get(Way::Short, proxy.serving_address(), "").await;
+    for answer in ["HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", &ok("")] {
+        let call = tokio::time::timeout(PATIENCE, collector.accept()).await.expect("in time");
+        let (mut stream, _) = call.expect("a call");
+        let head = read_head(&mut stream).await.expect("a head");
+        let length = head.split("Content-Length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+        let mut body = vec![0; length.expect("a length")];
+        stream.read_exact(&mut body).await.expect("the body");
+        assert!(has(&body, "kn.queueproxy.proxy"));
+        stream.write_all(answer.as_bytes()).await.expect("sent");
+    }
 }
 
 #[tokio::test]
