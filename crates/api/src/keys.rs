@@ -48,6 +48,9 @@ pub mod queue_sidecar {
     pub const EPHEMERAL_STORAGE_LIMIT: &str = "queue.sidecar.serving.knative.dev/ephemeral-storage-resource-limit";
     /// Ours: `enabled` makes the sidecar say in `Server-Timing` where a request's time went.
     pub const SERVER_TIMING: &str = "queue.sidecar.serving.knative.dev/server-timing";
+    /// Ours: a drain is over once nothing was in flight and nothing came for this long (`500ms`, `2s`): for
+    /// installations whose gateway lets go of a pod faster than upstream's 30 s allow for.
+    pub const DRAIN_IDLE_PERIOD: &str = "queue.sidecar.serving.knative.dev/drain-idle-period";
 }
 
 /// `autoscaling.knative.dev/*`: annotations, each with its aliases; the first one present wins.

@@ -113,5 +113,16 @@ fn env(revision: &Revision, settings: &Settings<'_>, queue: u16) -> Result<Vec<V
     if server_timing.is_some_and(|value| value.eq_ignore_ascii_case("enabled")) {
         variables.push(text("QUEUE_SERVER_TIMING", "true"));
     }
+    // A value the sidecar cannot read would end it, so only one it can is passed on.
+    let idle = revision.annotations().get(queue_sidecar::DRAIN_IDLE_PERIOD).filter(|value| is_period(value));
+    if let Some(idle) = idle {
+        variables.push(text("QUEUE_DRAIN_IDLE_PERIOD", idle));
+    }
     Ok(variables)
+}
+
+/// Whole milliseconds or seconds.
+fn is_period(text: &str) -> bool {
+    let digits = text.strip_suffix("ms").or_else(|| text.strip_suffix('s')).unwrap_or("");
+    (1..=9).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit())
 }

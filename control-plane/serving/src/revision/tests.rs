@@ -168,6 +168,18 @@ fn the_sidecar_says_where_time_goes_only_when_it_is_asked_to() {
 }
 
 #[test]
+fn a_drain_can_be_told_to_end_when_nothing_is_left() {
+    let mut revision = cases().remove(0).revision;
+    for (value, expected) in [("500ms", true), ("2s", true), ("", false), ("s", false), ("2", false), ("1.5s", false)] {
+        revision.annotations_mut().insert(api::keys::queue_sidecar::DRAIN_IDLE_PERIOD.into(), value.into());
+        let made = desired(&revision, &rig(), &config::Features::default());
+        let env = made["spec"]["template"]["spec"]["containers"][1]["env"].as_array().unwrap().clone();
+        assert_eq!(env.contains(&json!({"name": "QUEUE_DRAIN_IDLE_PERIOD", "value": value})), expected, "{value:?}");
+        assert_eq!(env.iter().any(|one| one["name"] == "QUEUE_DRAIN_IDLE_PERIOD"), expected, "{value:?}");
+    }
+}
+
+#[test]
 fn features_add_volumes_and_resources() {
     let mut revision = cases().remove(0).revision;
     revision.annotations_mut().extend([
