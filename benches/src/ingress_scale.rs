@@ -31,7 +31,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 50)]
     changes: usize,
     /// How routes travel; a run for each.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "default")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "scopes,world")]
     routes: Vec<Routes>,
     /// The gateway.
     #[arg(long, env = "ENVOY", default_value = "envoy")]
@@ -40,15 +40,11 @@ pub(crate) struct Options {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Routes {
-    /// As configured by default for delta gateways.
-    Default,
     /// Upstream's bootstrap: state of the world.
     World,
     /// Delta, whole route tables.
     Tables,
-    /// Delta, virtual hosts by VHDS.
-    Hosts,
-    /// Delta, scoped routes.
+    /// Our bootstrap: delta, routes by scope.
     Scopes,
 }
 

@@ -52,15 +52,17 @@ impl Rig {
 
         let [xds, external, internal, probe, admin] = free_ports().await?;
         let folder = TempDir::new()?;
-        let bootstrap =
-            Bootstrap { state_of_the_world: routes == Routes::World, ..Bootstrap::new(xds, Admin::Tcp(admin)) };
+        let bootstrap = Bootstrap {
+            state_of_the_world: routes == Routes::World,
+            scopes: routes == Routes::Scopes,
+            ..Bootstrap::new(xds, Admin::Tcp(admin))
+        };
         let config = folder.path().join("envoy.json");
         std::fs::write(&config, bootstrap.render())?;
         let log = |name: &str| -> Result<std::fs::File> { Ok(std::fs::File::create(log_folder().join(name))?) };
         let started = Instant::now();
-        let routes = format!("{routes:?}").to_lowercase();
         let mut control = Command::new(std::env::current_exe()?)
-            .args(["ingress-role", "--server", &api, "--routes", &routes])
+            .args(["ingress-role", "--server", &api])
             .args(["--xds", &xds.to_string(), "--external", &external.to_string()])
             .args(["--internal", &internal.to_string(), "--probe", &probe.to_string()])
             .stdout(Stdio::piped())

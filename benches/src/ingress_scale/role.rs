@@ -7,8 +7,6 @@ use anyhow::Result;
 use clap::Args;
 use controller::{Context, Tasks};
 
-use super::Routes;
-
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     #[arg(long)]
@@ -21,8 +19,6 @@ pub(crate) struct Options {
     internal: SocketAddr,
     #[arg(long)]
     probe: SocketAddr,
-    #[arg(long, value_enum)]
-    routes: Routes,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
@@ -38,11 +34,6 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         ..ingress::Options::default()
     };
     role.settings.access_log = false;
-    match options.routes {
-        Routes::Default | Routes::World => {}
-        Routes::Tables | Routes::Scopes => role.host_discovery = false,
-        Routes::Hosts => role.host_discovery = true,
-    }
     let handle = ingress::run(ctx, role).await?;
     println!("listening on {}", handle.xds_address);
     std::io::stdout().flush()?;

@@ -25,6 +25,8 @@ pub struct Bootstrap {
     pub node_metadata: BTreeMap<String, String>,
     /// Upstream's protocol (state of the world) instead of delta.
     pub state_of_the_world: bool,
+    /// Take routes by scope, so that a changed route is all that travels; not with the state of the world.
+    pub scopes: bool,
     /// Keep statistics of every cluster: useful with many gateways, megabytes with many services.
     pub cluster_stats: bool,
     /// Worker threads.
@@ -46,6 +48,7 @@ impl Bootstrap {
             node_id: NODE_ID.to_owned(),
             node_metadata: BTreeMap::new(),
             state_of_the_world: false,
+            scopes: true,
             cluster_stats: false,
             concurrency: 2,
             drain_seconds: 15,
@@ -67,8 +70,12 @@ impl Bootstrap {
                 "explicit_http_config": {"http2_protocol_options": keepalive},
             }
         });
+        let mut metadata = self.node_metadata.clone();
+        if self.scopes && !self.state_of_the_world {
+            metadata.insert(xds::ROUTES.to_owned(), xds::SCOPES.to_owned());
+        }
         let mut bootstrap = json!({
-            "node": {"id": self.node_id, "cluster": NODE_CLUSTER, "metadata": self.node_metadata},
+            "node": {"id": self.node_id, "cluster": NODE_CLUSTER, "metadata": metadata},
             "admin": {"address": admin},
             "dynamic_resources": {
                 "ads_config": {
@@ -104,7 +111,8 @@ impl Bootstrap {
         });
         if !self.cluster_stats {
             let patterns = [
-                json!({"prefix": "http.ingress_http."}),
+                // Not those of every scope.
+                json!({"safe_regex": {"google_re2": {}, "regex": "http\\.ingress_http\\.[^.]*"}}),
                 json!({"prefix": "listener."}),
                 json!({"prefix": "listener_manager."}),
                 json!({"prefix": "cluster_manager."}),

@@ -4,6 +4,7 @@ mod cluster;
 mod filters;
 mod listener;
 mod route;
+mod scopes;
 mod tls;
 
 use std::time::Duration;
@@ -20,8 +21,8 @@ use envoy_types::pb::{
 pub use self::{
     cluster::{authorization_cluster, cluster, endpoints, tracing_cluster},
     filters::{AUTHORIZATION_CLUSTER, TRACING_CLUSTER},
-    listener::{Chain, Listener, listener},
-    route::{host, table},
+    listener::{Chain, Listener, Routes, listener},
+    route::{host, scope, scoped_routes, table},
     tls::{TRUST, certificate, trust},
 };
 use crate::model::Headers;

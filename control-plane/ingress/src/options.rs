@@ -34,8 +34,6 @@ pub struct Options {
     pub redirects: bool,
     /// How many Ingress statuses are written at once.
     pub workers: usize,
-    /// Virtual hosts travel one by one to delta gateways (VHDS).
-    pub host_discovery: bool,
     /// Only Secrets with the label of Knative's certificates are watched
     /// (`ENABLE_SECRET_INFORMER_FILTERING_BY_CERT_UID`).
     pub labelled_secrets: bool,
@@ -130,7 +128,6 @@ impl Default for Options {
             internal_service: "kourier-internal".to_owned(),
             redirects: true,
             workers: 16,
-            host_discovery: false,
             labelled_secrets: false,
             config_wait: None,
             fleets: Fleets::default(),

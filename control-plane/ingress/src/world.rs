@@ -7,6 +7,7 @@
 mod certificates;
 mod configure;
 mod listeners;
+mod scopes;
 mod status;
 
 use std::{
@@ -24,13 +25,13 @@ use xds::{Change, Kind, Name, Resource, Version, Xds};
 
 pub(crate) use self::configure::ROUTING_CERTIFICATES;
 pub use self::status::{Pending, State};
-use self::{certificates::Certificates, configure::Trust, listeners::Listeners};
+use self::{certificates::Certificates, configure::Trust, listeners::Listeners, scopes::Scopes};
 use crate::{
     backend::{self, Backend, Reference},
     certificate::{self, Pair},
     envoy,
     fleets::Part,
-    model::{Location, Table},
+    model::{Location, Table, VirtualHost},
     options::{Options, Settings},
     translate::{self, Context, ServerNames, Translation},
 };
@@ -72,6 +73,10 @@ pub struct World<O> {
     hosts: HashMap<Name, ObjectKey>,
     /// Resources of which a gateway refused the newest version, with its message.
     refused: BTreeMap<(Kind, Name), String>,
+    /// Those with a host that is a pattern. While there are any, nobody gets routes by scope.
+    wild: BTreeSet<ObjectKey>,
+    /// Those that wait for a host of another, by host.
+    blocked: HashMap<String, BTreeSet<ObjectKey>>,
 }
 
 /// One Ingress.
@@ -95,6 +100,7 @@ struct Live {
     clusters: BTreeSet<String>,
     domains: BTreeSet<String>,
     certificates: BTreeSet<ObjectKey>,
+    scopes: Scopes,
 }
 
 type Pairs = BTreeMap<ObjectKey, (Pair, ServerNames)>;
@@ -141,6 +147,8 @@ impl<O: Objects> World<O> {
             services: HashMap::new(),
             hosts: HashMap::new(),
             refused: BTreeMap::new(),
+            wild: BTreeSet::new(),
+            blocked: HashMap::new(),
         };
         world.reconfigure();
         world
@@ -188,6 +196,7 @@ impl<O: Objects> World<O> {
         });
         if let Some((domain, owner)) = taken {
             tracing::info!(ingress = %key, %domain, %owner, "the host belongs to another Ingress");
+            self.blocked.entry(domain).or_default().insert(key.clone());
             self.entry(&key).state = State::Conflict { owner };
             return BTreeSet::new();
         }
@@ -291,8 +300,22 @@ impl<O: Objects> World<O> {
         let mut live =
             Live { domains: translation.domains, certificates: pairs.keys().cloned().collect(), ..Live::default() };
         let mut change = Change::default();
-        if self.certificates.assign(key, &old.certificates, pairs, &mut change) {
-            self.listeners.update(&self.options, &self.usable, &self.certificates, &mut change);
+        let stays = |table: Table, host: &VirtualHost| {
+            let name = Some(host_name(table, &host.name)).filter(|name| kept.contains(name))?;
+            self.xds.resource(Kind::VirtualHost, &name)
+        };
+        live.scopes = Scopes::publish(key, &translation.hosts, stays, &old.scopes, &mut change);
+        let before = self.wild.is_empty();
+        let _changed = if live.scopes.wild { self.wild.insert(key.clone()) } else { self.wild.remove(key) };
+        let names = self.certificates.assign(key, &old.certificates, pairs, &mut change);
+        if names || before != self.wild.is_empty() {
+            self.listeners.update(&self.options, &self.usable, &self.certificates, self.wild.is_empty(), &mut change);
+        }
+        for name in old.scopes.routes() {
+            self.hosts.remove(name);
+        }
+        for name in live.scopes.routes() {
+            self.hosts.insert(name.clone(), key.clone());
         }
         for reference in translation.backends.into_keys() {
             let backend = resolved.remove(&reference).expect("resolved while translating");
@@ -406,12 +429,13 @@ impl<O: Objects> World<O> {
     }
 
     /// Ingresses that were refused because of a host that is free now.
-    fn unblocked(&self, freed: &BTreeSet<String>) -> BTreeSet<ObjectKey> {
-        if freed.is_empty() {
-            return BTreeSet::new();
-        }
-        let blocked = |entry: &Entry| matches!(entry.state, State::Conflict { .. });
-        self.ingresses.iter().filter(|(_, entry)| blocked(entry)).map(|(key, _)| key.clone()).collect()
+    fn unblocked(&mut self, freed: &BTreeSet<String>) -> BTreeSet<ObjectKey> {
+        let waiting: BTreeSet<ObjectKey> =
+            freed.iter().filter_map(|host| self.blocked.remove(host)).flatten().collect();
+        let blocked = |key: &ObjectKey| {
+            self.ingresses.get(key).is_some_and(|entry| matches!(entry.state, State::Conflict { .. }))
+        };
+        waiting.into_iter().filter(blocked).collect()
     }
 }
 
@@ -461,6 +485,7 @@ impl Live {
 
     fn contains(&self, name: &Name) -> bool {
         self.hosts.contains_key(name)
+            || self.scopes.contains(name)
             || self.clusters.contains(&**name)
             || self.certificates.iter().any(|secret| secret.to_string() == **name)
     }

@@ -61,7 +61,7 @@ fn resident() -> usize {
 #[test]
 fn ten_thousand_come_and_go_again_and_again() {
     let store = Store::default();
-    let (xds, _events) = Xds::new(false);
+    let (xds, _events) = Xds::new();
     let mut world = World::new(store.clone(), xds, &Options::default());
     let mut used = Vec::new();
     for _ in 0..ROUNDS {

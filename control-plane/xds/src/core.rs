@@ -13,7 +13,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::stream::{DeltaRequest, Protocol, Response, WorldRequest};
 use self::{cache::Cache, stream::Stream};
@@ -51,17 +51,11 @@ pub struct Core {
     streams: BTreeMap<StreamId, Stream>,
     opened: StreamId,
     events: Vec<Event>,
-    /// Virtual hosts travel as resources of their own on delta streams.
-    host_discovery: bool,
 }
 
 // === impl Core ===
 
 impl Core {
-    pub fn new(host_discovery: bool) -> Self {
-        Core { host_discovery, ..Core::default() }
-    }
-
     /// Takes a change over and returns its revision. Content that is the same as before changes nothing.
     pub fn publish(&mut self, change: Change) -> u64 {
         let touched = self.cache.apply(change);
@@ -77,14 +71,13 @@ impl Core {
         }
     }
 
-    pub fn version(&self, kind: Kind, name: &str) -> Option<Version> {
-        self.cache.get(kind, name).map(|entry| entry.current().version)
+    pub fn resource(&self, kind: Kind, name: &str) -> Option<Arc<Resource>> {
+        self.cache.get(kind, name).map(|entry| entry.current().clone())
     }
 
     pub fn open(&mut self, protocol: Protocol) -> StreamId {
         self.opened += 1;
-        let discovery = self.host_discovery && protocol == Protocol::Delta;
-        self.streams.insert(self.opened, Stream::new(protocol, discovery));
+        self.streams.insert(self.opened, Stream::new(protocol));
         self.opened
     }
 
@@ -95,6 +88,13 @@ impl Core {
     pub fn set_node(&mut self, id: StreamId, node: &str) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.node = node.to_owned();
+        }
+    }
+
+    /// The gateway takes routes by scope. To be said before its first request.
+    pub fn set_scoped(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.set_scoped();
         }
     }
 

@@ -11,6 +11,6 @@ mod wire;
 
 pub use crate::{
     core::{Change, Event, Settled},
-    resource::{Kind, Name, Resource, Version},
-    server::{Error, Node, Server, Views, Xds},
+    resource::{ALL, Kind, Name, Resource, Version},
+    server::{Error, Node, ROUTES, SCOPES, Server, Views, Xds},
 };

@@ -22,8 +22,13 @@ pub enum Kind {
     Endpoints,
     Secret,
     Listener,
-    /// A route table. Its virtual hosts are resources of their own, named `<table>/<host>`.
+    /// Which routes requests for a host take, for gateways that take routes by scope: `<table>/<host>`.
+    Scope,
+    /// The routes of scopes. Of the same type as a route table; its name has a slash, which theirs do not.
+    ScopedRoute,
+    /// A route table, for the other gateways.
     Route,
+    /// A part of a route table, named `<table>/<host>`.
     VirtualHost,
 }
 
@@ -40,13 +45,26 @@ pub struct Resource {
     /// What a gateway asks for once it has this (the endpoints of a cluster, the table of a listener), or must have
     /// before (the clusters of a host).
     pub requires: Vec<(Kind, Name)>,
+    /// What a gateway gets instead that takes routes by scope.
+    pub scoped: Option<Arc<Resource>>,
 }
+
+/// In [`Resource::requires`]: everything of a kind.
+pub const ALL: &str = "*";
 
 // === impl Kind ===
 
 impl Kind {
-    pub const ALL: [Kind; 6] =
-        [Kind::Cluster, Kind::Endpoints, Kind::Secret, Kind::Listener, Kind::Route, Kind::VirtualHost];
+    pub const ALL: [Kind; 8] = [
+        Kind::Cluster,
+        Kind::Endpoints,
+        Kind::Secret,
+        Kind::Listener,
+        Kind::Scope,
+        Kind::ScopedRoute,
+        Kind::Route,
+        Kind::VirtualHost,
+    ];
 
     pub fn type_url(self) -> &'static str {
         match self {
@@ -54,18 +72,22 @@ impl Kind {
             Kind::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Kind::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
             Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
-            Kind::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Kind::Scope => "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration",
+            Kind::Route | Kind::ScopedRoute => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Kind::VirtualHost => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
         }
     }
 
+    /// What is asked for by this type. Route tables stand for all route configurations, see [`Kind::ScopedRoute`];
+    /// virtual hosts travel inside them only.
     pub fn from_type_url(url: &str) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|kind| kind.type_url() == url)
+        let asked = |kind: &Kind| !matches!(kind, Kind::ScopedRoute | Kind::VirtualHost);
+        Kind::ALL.into_iter().filter(asked).find(|kind| kind.type_url() == url)
     }
 
     /// Types whose state-of-the-world response is always the whole set, and whose first request may mean "all".
     pub(crate) fn is_whole(self) -> bool {
-        matches!(self, Kind::Cluster | Kind::Listener)
+        matches!(self, Kind::Cluster | Kind::Listener | Kind::Scope)
     }
 }
 
@@ -76,6 +98,8 @@ impl fmt::Display for Kind {
             Kind::Endpoints => "endpoints",
             Kind::Secret => "secret",
             Kind::Listener => "listener",
+            Kind::Scope => "scope",
+            Kind::ScopedRoute => "routes",
             Kind::Route => "route table",
             Kind::VirtualHost => "virtual host",
         })
@@ -114,11 +138,35 @@ impl fmt::Display for Version {
 
 impl Resource {
     pub fn new(kind: Kind, name: impl Into<Name>, version: Version, message: &impl prost::Message) -> Self {
-        Resource { kind, name: name.into(), version, body: message.encode_to_vec().into(), requires: Vec::new() }
+        Resource {
+            kind,
+            name: name.into(),
+            version,
+            body: message.encode_to_vec().into(),
+            requires: Vec::new(),
+            scoped: None,
+        }
     }
 
     pub fn requires(mut self, kind: Kind, name: impl Into<Name>) -> Self {
         self.requires.push((kind, name.into()));
+        self
+    }
+
+    /// Of a route configuration: with these virtual hosts as well.
+    pub fn with_hosts(mut self, hosts: &[Arc<Resource>]) -> Self {
+        self.body = crate::wire::append_hosts(&self.body, hosts.iter().map(|host| &host.body));
+        for needed in hosts.iter().flat_map(|host| &host.requires) {
+            if !self.requires.contains(needed) {
+                self.requires.push(needed.clone());
+            }
+        }
+        self
+    }
+
+    /// Another form of the same model: name and version are those of this one.
+    pub fn scoped(mut self, form: Resource) -> Self {
+        self.scoped = Some(Arc::new(Resource { name: self.name.clone(), version: self.version, ..form }));
         self
     }
 }

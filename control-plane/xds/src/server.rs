@@ -6,6 +6,8 @@
 mod codec;
 mod service;
 
+pub use self::service::{ROUTES, SCOPES};
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
@@ -24,7 +26,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::{
     core::{Change, Core, Event, Protocol, Response, Settled, StreamId},
-    resource::{Kind, Version},
+    resource::{Kind, Resource},
 };
 
 /// Publishes resources and tells what the gateways have in force. Cheap to clone.
@@ -93,11 +95,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 // === impl Xds ===
 
 impl Xds {
-    /// `host_discovery`: delta streams get virtual hosts as resources of their own (VHDS).
-    pub fn new(host_discovery: bool) -> (Self, mpsc::UnboundedReceiver<Event>) {
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let shared = Shared {
-            core: Mutex::new(Core::new(host_discovery)),
+            core: Mutex::default(),
             streams: Mutex::default(),
             settled: watch::Sender::new(Settled::default()),
             events,
@@ -110,8 +111,9 @@ impl Xds {
         self.with(|core| core.publish(change))
     }
 
-    pub fn version(&self, kind: Kind, name: &str) -> Option<Version> {
-        self.0.core.lock().version(kind, name)
+    /// What is published now.
+    pub fn resource(&self, kind: Kind, name: &str) -> Option<Arc<Resource>> {
+        self.0.core.lock().resource(kind, name)
     }
 
     pub fn settled(&self) -> watch::Receiver<Settled> {

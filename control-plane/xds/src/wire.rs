@@ -10,9 +10,6 @@ use crate::{
 
 const ROUTE_VIRTUAL_HOSTS: u32 = 2;
 
-/// `RouteConfiguration.vhds` with the stream itself as source.
-pub(crate) const VHDS: &[u8] = &[0x4a, 0x06, 0x0a, 0x04, 0x1a, 0x00, 0x30, 0x02];
-
 pub(crate) fn append_hosts<'a>(base: &Bytes, hosts: impl Iterator<Item = &'a Bytes> + Clone) -> Bytes {
     let size: usize = hosts.clone().map(|host| field_len(ROUTE_VIRTUAL_HOSTS, host.len())).sum();
     let mut body = BytesMut::with_capacity(base.len() + size);
@@ -90,10 +87,7 @@ fn field_len(tag: u32, len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::{
-        config::{
-            core::v3::{AggregatedConfigSource, ApiVersion, ConfigSource, config_source::ConfigSourceSpecifier},
-            route::v3::{RouteConfiguration, Vhds, VirtualHost},
-        },
+        config::route::v3::{RouteConfiguration, VirtualHost},
         service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse},
     };
     use prost::Message;
@@ -141,12 +135,5 @@ mod tests {
         let host: Bytes = VirtualHost { name: "h".into(), ..Default::default() }.encode_to_vec().into();
         let table = RouteConfiguration::decode(append_hosts(&base, [&host, &host].into_iter())).unwrap();
         assert_eq!((table.name.as_str(), table.virtual_hosts.len()), ("t", 2));
-        let source = ConfigSource {
-            resource_api_version: ApiVersion::V3 as i32,
-            config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
-            ..Default::default()
-        };
-        let expected = RouteConfiguration { vhds: Some(Vhds { config_source: Some(source) }), ..Default::default() };
-        assert_eq!(RouteConfiguration::decode(VHDS).unwrap(), expected);
     }
 }

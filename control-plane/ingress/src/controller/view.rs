@@ -145,7 +145,7 @@ impl View {
         };
         let internal = service(&fleet.internal_service, &options.internal_service);
         let external = service(&fleet.external_service, &options.external_service);
-        let (xds, events) = Xds::new(options.host_discovery);
+        let (xds, events) = Xds::new();
         let mut world = World::new(caches.clone(), xds.clone(), &options);
         // Nothing is there yet that could need another translation.
         drop(world.configure(settings.clone()));

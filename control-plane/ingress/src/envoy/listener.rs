@@ -18,7 +18,7 @@ use envoy_types::{
                 listener::{proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector},
                 network::http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
-                    http_connection_manager::{RouteSpecifier, ServerHeaderTransformation},
+                    http_connection_manager::{RouteSpecifier, ServerHeaderTransformation, UpgradeConfig},
                     http_filter,
                 },
             },
@@ -27,7 +27,7 @@ use envoy_types::{
     util::pack_any,
 };
 
-use super::{ads, bool_value, duration, filters, socket, tls};
+use super::{ads, bool_value, duration, filters, scopes, socket, tls};
 use crate::{model::Table, options::Settings};
 
 const ROUTES_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +40,16 @@ pub struct Listener {
     pub proxy_protocol: bool,
     /// Empty for plain text.
     pub chains: Vec<Chain>,
+    /// Every host can have a scope.
+    pub scopes: bool,
     pub settings: Settings,
+}
+
+/// How routes are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routes {
+    Table,
+    Scopes,
 }
 
 /// One certificate, for these server names; without names for all that have no chain of their own.
@@ -51,7 +60,7 @@ pub struct Chain {
 }
 
 /// `None` without an address.
-pub fn listener(listener: &Listener) -> Option<v3::Listener> {
+pub fn listener(listener: &Listener, routes: Routes) -> Option<v3::Listener> {
     let (first, rest) = listener.addresses.split_first()?;
     let address = |address: &SocketAddr| Some(socket(&address.ip().to_string(), address.port(), false));
     let mut listener_filters = Vec::new();
@@ -67,7 +76,7 @@ pub fn listener(listener: &Listener) -> Option<v3::Listener> {
     }
     let manager = Filter {
         name: "envoy.filters.network.http_connection_manager".to_owned(),
-        config_type: Some(filter::ConfigType::TypedConfig(pack_any(manager(listener)))),
+        config_type: Some(filter::ConfigType::TypedConfig(pack_any(manager(listener, routes)))),
     };
     let plain = FilterChain { filters: vec![manager.clone()], ..Default::default() };
     let secured = |chain: &Chain| FilterChain {
@@ -95,7 +104,7 @@ pub fn listener(listener: &Listener) -> Option<v3::Listener> {
     })
 }
 
-fn manager(listener: &Listener) -> HttpConnectionManager {
+fn manager(listener: &Listener, routes: Routes) -> HttpConnectionManager {
     let settings = &listener.settings;
     let router = HttpFilter {
         name: "envoy.filters.http.router".to_owned(),
@@ -106,13 +115,24 @@ fn manager(listener: &Listener) -> HttpConnectionManager {
         true => ServerHeaderTransformation::PassThrough,
         false => ServerHeaderTransformation::Overwrite,
     };
-    HttpConnectionManager {
-        stat_prefix: "ingress_http".to_owned(),
-        route_specifier: Some(RouteSpecifier::Rds(Rds {
+    let specifier = match routes {
+        Routes::Table => RouteSpecifier::Rds(Rds {
             config_source: Some(ads(Some(ROUTES_TIMEOUT))),
             route_config_name: listener.table.name().to_owned(),
-        })),
-        http_filters: settings.authorization.as_ref().map(filters::authorization).into_iter().chain([router]).collect(),
+        }),
+        Routes::Scopes => RouteSpecifier::ScopedRoutes(scopes::routes()),
+    };
+    let by_scope = routes == Routes::Scopes;
+    // Which filters there are for an upgrade is decided by the route, which hosts with capitals do not have yet.
+    let websocket = UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() };
+    let authorization = settings.authorization.as_ref().map(filters::authorization);
+    let filters = by_scope.then(scopes::correction).into_iter().chain(authorization).chain([router]);
+    HttpConnectionManager {
+        stat_prefix: "ingress_http".to_owned(),
+        route_specifier: Some(specifier),
+        early_header_mutation_extensions: by_scope.then(|| scopes::header(listener.table)).into_iter().collect(),
+        upgrade_configs: by_scope.then_some(websocket).into_iter().collect(),
+        http_filters: filters.collect(),
         generate_request_id: settings.tracing.as_ref().and_then(|_| bool_value(true)),
         tracing: settings.tracing.as_ref().map(filters::tracing),
         stream_idle_timeout: duration(settings.stream_idle_timeout),

@@ -1,17 +1,24 @@
 //! Route tables and their virtual hosts.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    time::Duration,
+};
 
 use envoy_types::pb::{
     envoy::{
         config::route::v3::{
-            HeaderMatcher, RedirectAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
-            WeightedCluster,
+            HeaderMatcher, RedirectAction, Route, RouteAction, RouteConfiguration, RouteMatch,
+            ScopedRouteConfiguration, VirtualHost, WeightedCluster,
             header_matcher::HeaderMatchSpecifier,
             redirect_action::SchemeRewriteSpecifier,
             route::Action,
             route_action::{ClusterSpecifier, HostRewriteSpecifier, UpgradeConfig},
             route_match::PathSpecifier,
+            scoped_route_configuration::{
+                Key,
+                key::{Fragment, fragment},
+            },
             weighted_cluster::ClusterWeight,
         },
         r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
@@ -19,7 +26,7 @@ use envoy_types::pb::{
     google::protobuf::UInt32Value,
 };
 
-use super::{bool_value, duration, filters, set_headers};
+use super::{bool_value, duration, filters, scopes::SCOPE_HEADER, set_headers};
 use crate::model::{self, Access, Table};
 
 /// The static cluster of the bootstrap that leads to the gateway's admin interface.
@@ -36,6 +43,38 @@ pub fn host(host: &model::VirtualHost) -> VirtualHost {
         domains: host.domains.clone(),
         routes: host.routes.iter().map(route).collect(),
         typed_per_filter_config: filters::access(&host.authorization),
+        ..Default::default()
+    }
+}
+
+/// Which routes requests take whose scope header is this.
+pub fn scope(key: &str, routes: &str) -> ScopedRouteConfiguration {
+    ScopedRouteConfiguration {
+        name: key.to_owned(),
+        route_configuration_name: routes.to_owned(),
+        key: Some(Key { fragments: vec![Fragment { r#type: Some(fragment::Type::StringKey(key.to_owned())) }] }),
+        ..Default::default()
+    }
+}
+
+/// The routes of some hosts. Those that route alike are one virtual host: that is what makes a change small.
+pub fn scoped_routes(name: &str, hosts: &[&model::VirtualHost]) -> RouteConfiguration {
+    let mut alike: HashMap<(&[model::Route], &Access), usize> = HashMap::new();
+    let mut merged: Vec<VirtualHost> = Vec::new();
+    for one in hosts {
+        match alike.entry((&one.routes, &one.authorization)) {
+            Entry::Occupied(known) => merged[*known.get()].domains.extend_from_slice(&one.domains),
+            Entry::Vacant(new) => {
+                new.insert(merged.len());
+                merged.push(host(one));
+            }
+        }
+    }
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: merged,
+        validate_clusters: bool_value(true),
+        request_headers_to_remove: vec![SCOPE_HEADER.to_owned()],
         ..Default::default()
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use controller::ObjectKey;
 use xds::{Change, Kind, Resource, Version};
 
-use super::{Objects, World, host_name};
+use super::{Objects, World, host_name, scopes};
 use crate::{
     certificate, envoy,
     model::Table,
@@ -88,7 +88,8 @@ impl<O: Objects> World<O> {
         let status = translate::status_host(self.context.authorization);
         let name = host_name(Table::Internal, &status.name);
         change.set.push(Resource::new(Kind::VirtualHost, name, Version::of(&status), &envoy::host(&status)));
-        self.listeners.update(&self.options, &usable, &self.certificates, &mut change);
+        scopes::status(&status, &mut change);
+        self.listeners.update(&self.options, &usable, &self.certificates, self.wild.is_empty(), &mut change);
         self.usable = usable;
         self.xds.publish(change);
         if before == (self.context, self.trust.clone()) {

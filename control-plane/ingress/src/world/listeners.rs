@@ -6,7 +6,7 @@ use xds::{Change, Kind, Name, Resource, Version};
 
 use super::certificates::{Certificates, whole_name};
 use crate::{
-    envoy::{self, Chain},
+    envoy::{self, Chain, Routes},
     model::Table,
     options::{Options, Settings},
 };
@@ -40,6 +40,7 @@ impl Listeners {
         options: &Options,
         settings: &Settings,
         certificates: &Certificates,
+        scopes: bool,
         change: &mut Change,
     ) {
         self.clusters(settings, change);
@@ -70,6 +71,7 @@ impl Listeners {
                 table,
                 proxy_protocol,
                 chains,
+                scopes,
                 settings: settings.clone(),
             });
             let model = model.filter(|model| !model.addresses.is_empty());
@@ -83,18 +85,26 @@ impl Listeners {
             if self.published.get(name) == Some(&version) {
                 continue;
             }
-            let message = envoy::listener(&model).expect("it has an address");
-            let mut resource =
-                Resource::new(Kind::Listener, name, version, &message).requires(Kind::Route, table.name());
-            for chain in &model.chains {
-                resource = resource.requires(Kind::Secret, chain.secret.as_str());
-            }
-            for cluster in self.clusters.keys() {
-                resource = resource.requires(Kind::Cluster, cluster.clone());
+            let mut resource = self.resource(&model, Routes::Table, version).requires(Kind::Route, table.name());
+            if scopes {
+                let form = self.resource(&model, Routes::Scopes, version);
+                resource = resource.scoped(form.requires(Kind::Scope, xds::ALL));
             }
             self.published.insert(name.into(), version);
             change.set.push(resource);
         }
+    }
+
+    fn resource(&self, model: &envoy::Listener, routes: Routes, version: Version) -> Resource {
+        let message = envoy::listener(model, routes).expect("it has an address");
+        let mut resource = Resource::new(Kind::Listener, model.name.as_str(), version, &message);
+        for chain in &model.chains {
+            resource = resource.requires(Kind::Secret, chain.secret.as_str());
+        }
+        for cluster in self.clusters.keys() {
+            resource = resource.requires(Kind::Cluster, cluster.clone());
+        }
+        resource
     }
 
     fn clusters(&mut self, settings: &Settings, change: &mut Change) {

@@ -384,6 +384,12 @@ impl Rig {
         ]
     }
 
+    /// Bytes that Envoy read from its control plane.
+    pub(crate) async fn received(&self) -> u64 {
+        let stats = self.admin("/stats?filter=xds_cluster.upstream_cx_rx_bytes_total").await;
+        stats.trim().rsplit_once(": ").and_then(|(_, bytes)| bytes.parse().ok()).expect("Envoy counts them")
+    }
+
     /// How often Envoy refused an update.
     pub(crate) async fn rejections(&self) -> u64 {
         let stats = self.admin("/stats?filter=update_rejected").await;
@@ -433,7 +439,7 @@ impl Traffic {
 
 impl Control {
     async fn start(objects: &Store, options: &Options) -> Self {
-        let (xds, events) = Xds::new(options.host_discovery);
+        let (xds, events) = Xds::new();
         let mut world = World::new(objects.clone(), xds.clone(), options);
         let ingresses: Vec<Ingress> = objects.0.lock().ingresses.values().cloned().collect();
         for ingress in &ingresses {

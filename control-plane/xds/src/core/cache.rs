@@ -12,12 +12,12 @@ use crate::resource::{Kind, Name, Resource, Version, table_of};
 
 #[derive(Debug, Default)]
 pub(super) struct Cache {
-    kinds: [BTreeMap<Name, Entry>; 6],
+    kinds: [BTreeMap<Name, Entry>; 8],
     revision: u64,
     /// The last assembled form of each route table, shared by all streams that hold the same hosts.
     assembled: HashMap<Name, Arc<Resource>>,
-    /// Hosts whose newest version is refused.
-    refused_hosts: BTreeSet<Name>,
+    /// Hosts and scoped routes whose newest version is refused.
+    refused_routes: BTreeSet<Name>,
     /// No longer refused: other streams may have passed over it.
     released: Vec<(Kind, Name)>,
 }
@@ -52,7 +52,9 @@ impl Cache {
     }
 
     /// Applies a change under one new revision and returns what really changed.
-    pub(super) fn apply(&mut self, change: Change) -> Vec<(Kind, Name)> {
+    pub(super) fn apply(&mut self, mut change: Change) -> Vec<(Kind, Name)> {
+        // A scope is still found with the routes that go with it.
+        change.remove.sort_by_key(|(kind, _)| *kind);
         let mut touched = Vec::with_capacity(change.set.len() + change.remove.len());
         for resource in change.set {
             let entries = &mut self.kinds[resource.kind as usize];
@@ -68,7 +70,7 @@ impl Cache {
             touched.push(key);
         }
         for (kind, name) in change.remove {
-            self.refused_hosts.remove(&name);
+            self.refused_routes.remove(&name);
             if self.kinds[kind as usize].remove(&name).is_some() {
                 touched.push((kind, name));
             }
@@ -99,7 +101,7 @@ impl Cache {
             entry.good = Some(entry.current.clone());
             let recovered = entry.rejected.take().is_some();
             if recovered {
-                self.refused_hosts.remove(&resource.name);
+                self.refused_routes.remove(&resource.name);
                 self.released.push((kind, resource.name.clone()));
             }
             return recovered;
@@ -113,14 +115,14 @@ impl Cache {
             && entry.good.as_ref().is_none_or(|good| good.version != version)
         {
             entry.rejected = Some(version);
-            if home(kind, name) == Kind::VirtualHost {
-                self.refused_hosts.insert(name.into());
+            if matches!(home(kind, name), Kind::VirtualHost | Kind::ScopedRoute) {
+                self.refused_routes.insert(name.into());
             }
         }
     }
 
-    pub(super) fn refused_hosts(&self) -> impl Iterator<Item = &Name> {
-        self.refused_hosts.iter()
+    pub(super) fn refused_routes(&self) -> impl Iterator<Item = &Name> {
+        self.refused_routes.iter()
     }
 
     pub(super) fn take_released(&mut self) -> Vec<(Kind, Name)> {
@@ -143,6 +145,7 @@ impl Cache {
             version,
             body,
             requires: base.requires.clone(),
+            scoped: None,
         });
         self.assembled.insert(base.name.clone(), table.clone());
         table

@@ -1,8 +1,9 @@
 //! One client's stream: what it subscribed to, what it holds, what it must still be told.
 //!
 //! Delta and state-of-the-world share all of it; they differ in how requests are read ([`requests`]) and in how a batch
-//! is written out ([`Stream::render`]). Virtual hosts either travel inside their table (then they are items of the
-//! `Route` subscription, which is what makes a refused table attributable to one host) or as resources of their own.
+//! is written out ([`Stream::render`]). Routes travel in one of two ways: by scope, where a change of a host is a small
+//! resource; or in whole tables. The hosts of a table are items of its subscription all the same, which is what makes a
+//! refused table attributable to one host.
 
 mod requests;
 mod subscription;
@@ -10,15 +11,12 @@ mod subscription;
 use std::{collections::BTreeSet, sync::Arc};
 
 pub use self::requests::{DeltaRequest, WorldRequest};
-use self::subscription::{Flight, Item, Subscription, Target};
+use self::subscription::{Flight, Gone, Held, Item, Mark, Subscription, Target};
 use super::{
     Event,
     cache::{Cache, bounds, host_range},
 };
-use crate::{
-    resource::{Kind, Name, Resource, Version, table_of},
-    wire,
-};
+use crate::resource::{ALL, Kind, Name, Resource, Version, table_of};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -40,26 +38,39 @@ pub struct Response {
 #[derive(Debug)]
 pub(super) struct Stream {
     protocol: Protocol,
-    host_discovery: bool,
+    /// Takes routes by scope.
+    scoped: bool,
     pub(super) node: String,
-    subs: [Subscription; 6],
+    subs: [Subscription; 8],
     nonce: u64,
 }
 
-/// Removals: what refers to something goes before what it refers to.
+/// Removals: what refers to something goes before what it refers to. Routes of scopes are not removed: gateways give
+/// them up with their last scope.
 const REMOVAL_ORDER: [Kind; 6] =
-    [Kind::VirtualHost, Kind::Route, Kind::Listener, Kind::Secret, Kind::Cluster, Kind::Endpoints];
+    [Kind::Scope, Kind::Route, Kind::Listener, Kind::Secret, Kind::Cluster, Kind::Endpoints];
+
+/// What requests see: its removal counts.
+const VISIBLE: [Kind; 3] = [Kind::Listener, Kind::Scope, Kind::Route];
 
 // === impl Stream ===
 
 impl Stream {
-    pub(super) fn new(protocol: Protocol, host_discovery: bool) -> Self {
-        Stream { protocol, host_discovery, node: String::new(), subs: Default::default(), nonce: 0 }
+    pub(super) fn new(protocol: Protocol) -> Self {
+        Stream { protocol, scoped: false, node: String::new(), subs: Default::default(), nonce: 0 }
     }
 
-    /// Where a resource is an item on this stream.
-    fn home(&self, kind: Kind) -> Kind {
-        if kind == Kind::VirtualHost && !self.host_discovery { Kind::Route } else { kind }
+    /// State-of-the-world gateways always get tables: removing one scope would send all others again.
+    pub(super) fn set_scoped(&mut self) {
+        self.scoped = self.protocol == Protocol::Delta;
+    }
+
+    /// What this gateway gets of a resource.
+    fn form(&self, resource: Arc<Resource>) -> Arc<Resource> {
+        match &resource.scoped {
+            Some(form) if self.scoped => form.clone(),
+            _ => resource,
+        }
     }
 
     fn wants(&self, kind: Kind, name: &str) -> bool {
@@ -69,14 +80,33 @@ impl Stream {
 
     /// A published resource changed.
     pub(super) fn touch(&mut self, kind: Kind, name: &Name, cache: &Cache) {
-        let kind = self.home(kind);
+        let kind = home(kind);
         let exists = cache.get(kind, name).is_some();
         if !exists {
             self.subs[kind as usize].expected.remove(name);
         }
-        if self.wants(kind, name) {
-            self.subs[kind as usize].mark(name, exists, cache.revision());
+        if kind == Kind::ScopedRoute && !exists {
+            let sub = &mut self.subs[kind as usize];
+            sub.dirty.remove(name);
+            sub.refused.remove(name);
+            return;
         }
+        if self.wants(kind, name) {
+            let change = self.untold_routes(kind, name);
+            let sub = &mut self.subs[kind as usize];
+            sub.mark(name, exists, VISIBLE.contains(&kind), cache.revision());
+            if let Some(gone) = sub.gone.get_mut(name) {
+                gone.first = gone.first.min(change);
+            }
+        }
+    }
+
+    /// Of a scope: the first change of its routes that the client was not told. It ends when the scope is gone.
+    fn untold_routes(&self, kind: Kind, name: &str) -> u64 {
+        let held = self.subs[Kind::Scope as usize].held.get(name).filter(|_| kind == Kind::Scope);
+        let requires = held.and_then(|held| held.resource.as_ref()).into_iter().flat_map(|scope| &scope.requires);
+        let routes = &self.subs[Kind::ScopedRoute as usize];
+        requires.filter_map(|(_, name)| Some(routes.dirty.get(name)?.first)).min().unwrap_or(u64::MAX)
     }
 
     /// Only a client that has asked for both serves requests by what it is told. Who asks for one of them, to look at
@@ -109,18 +139,31 @@ impl Stream {
         out
     }
 
-    /// The first revision that is not in force here yet.
+    /// The first revision that is not in force here yet. What goes counts where requests see it; clusters, endpoints
+    /// and secrets that nothing refers to any more may go later, or stay for a refused host that still needs them.
     pub(super) fn unsettled(&self) -> u64 {
-        self.subs.iter().map(Subscription::unsettled).min().unwrap_or(u64::MAX)
+        let lingering = VISIBLE.iter().map(|kind| self.subs[*kind as usize].lingering());
+        self.subs.iter().map(Subscription::unacknowledged).chain(lingering).min().unwrap_or(u64::MAX)
+    }
+
+    /// The revision at which something counts that the client asks for now. What a gateway asks for on its own, after
+    /// all that it was told is in force, takes nothing back of that, so what is settled never goes backwards while the
+    /// same gateways are connected; one that is still being told about everything has nothing in force.
+    fn asked_at(&self, cache: &Cache) -> u64 {
+        if self.is_gateway() { self.unsettled().min(cache.revision() + 1) } else { 0 }
     }
 
     /// Additions of this kind must be older than this: everything earlier in the order that is as old or older than
     /// they are has to be acknowledged first. What was asked for by name because of its parent need not wait.
     fn barrier(&self, kind: Kind) -> u64 {
-        if matches!(kind, Kind::Endpoints | Kind::Secret) {
-            return u64::MAX;
-        }
-        self.subs[..kind as usize].iter().map(Subscription::unsettled).min().unwrap_or(u64::MAX)
+        let earlier = match kind {
+            Kind::Endpoints | Kind::Secret => return u64::MAX,
+            // A gateway that was told of a scope asks for its routes: these need not wait for the acknowledgement.
+            Kind::ScopedRoute => Kind::Scope,
+            kind => kind,
+        };
+        let earlier = self.subs[..earlier as usize].iter();
+        earlier.map(|sub| sub.unacknowledged().min(sub.leaving())).min().unwrap_or(u64::MAX)
     }
 
     pub(super) fn next(&mut self, cache: &mut Cache) -> Option<Response> {
@@ -156,20 +199,15 @@ impl Stream {
     fn additions(&mut self, kind: Kind, cache: &Cache) -> Vec<Item> {
         let barrier = self.barrier(kind);
         loop {
-            let sub = &mut self.subs[kind as usize];
-            let part = sub.parts.pop_front();
+            let part = self.subs[kind as usize].parts.pop_front();
             let allowed = |name: &Name| part.as_ref().is_none_or(|part| part.contains(name));
-            let mut items = Vec::new();
-            let names: Vec<Name> = sub
-                .dirty
-                .iter()
-                .filter(|(name, mark)| mark.last < barrier && allowed(name))
-                .map(|(name, _)| name.clone())
-                .collect();
-            let mut postponed = false;
-            if part.is_some() {
-                postponed = sub.dirty.iter().any(|(name, mark)| mark.last >= barrier && allowed(name));
-            }
+            let due = |name: &Name, mark: &Mark| mark.last < barrier && self.clusters_in_place(kind, name, cache);
+            let dirty = || self.subs[kind as usize].dirty.iter().filter(|(name, _)| allowed(name));
+            let names: Vec<Name> =
+                dirty().filter(|(name, mark)| due(name, mark)).map(|(name, _)| name.clone()).collect();
+            let postponed = part.is_some() && dirty().count() > names.len();
+            let sub = &mut self.subs[kind as usize];
+            let mut offers = Vec::new();
             for name in names {
                 let mark = sub.dirty.remove(&name).expect("listed above");
                 match sub.target(kind, &name, cache) {
@@ -177,21 +215,23 @@ impl Stream {
                         if mark.force || sub.owed.contains(&name) || !sub.holds(&name, resource.version) =>
                     {
                         sub.owed.remove(&name);
-                        items.push(Item { name, offer: Some(resource), first: mark.first, last: mark.last });
+                        offers.push(Item { name, offer: Some(resource), first: mark.first, last: mark.last });
                     }
                     _ => {}
                 }
             }
-            if matches!(kind, Kind::Route | Kind::VirtualHost) {
+            let mut items = self.formed(offers);
+            let sub = &mut self.subs[kind as usize];
+            if matches!(kind, Kind::Route | Kind::Scope) {
                 let gone: Vec<Name> = sub
                     .gone
                     .iter()
-                    .filter(|(name, revision)| table_of(name).is_some() && **revision < barrier)
+                    .filter(|(name, gone)| table_of(name).is_some() && gone.last < barrier)
                     .map(|(name, _)| name.clone())
                     .collect();
                 for name in gone {
-                    let revision = sub.gone.remove(&name).expect("listed above");
-                    items.push(Item { name, offer: None, first: revision, last: revision });
+                    let gone = sub.gone.remove(&name).expect("listed above");
+                    items.push(Item { name, offer: None, first: gone.first, last: gone.last });
                 }
             }
             match part {
@@ -205,27 +245,47 @@ impl Stream {
         }
     }
 
+    /// What may have become older than its clusters while it waited to be asked for, or was refused for want of one,
+    /// goes after them all the same.
+    fn clusters_in_place(&self, kind: Kind, name: &str, cache: &Cache) -> bool {
+        if !matches!(kind, Kind::Route | Kind::ScopedRoute) {
+            return true;
+        }
+        let [clusters, endpoints] = [Kind::Cluster, Kind::Endpoints].map(|kind| &self.subs[kind as usize]);
+        cache.get(kind, name).is_none_or(|entry| {
+            let mut needed = entry.current().requires.iter().filter(|(kind, _)| *kind == Kind::Cluster);
+            needed.all(|(_, name)| clusters.is_in_place(name) && endpoints.is_in_place(name))
+        })
+    }
+
+    fn formed(&self, mut items: Vec<Item>) -> Vec<Item> {
+        for item in &mut items {
+            item.offer = item.offer.take().map(|offer| self.form(offer));
+        }
+        items
+    }
+
     /// Whether the client has told what it has that may refer to this kind: after a reconnect the requests for the
     /// different types come one by one.
     fn users_known(&self, kind: Kind) -> bool {
         let started = |kind: Kind| self.subs[kind as usize].started;
         match kind {
-            Kind::Cluster | Kind::Endpoints => {
-                started(Kind::Route) && (!self.host_discovery || started(Kind::VirtualHost))
-            }
+            Kind::Cluster | Kind::Endpoints => started(Kind::Route) || started(Kind::Scope),
             Kind::Secret => started(Kind::Listener),
-            Kind::Listener | Kind::Route | Kind::VirtualHost => true,
+            Kind::Listener | Kind::Scope | Kind::ScopedRoute | Kind::Route | Kind::VirtualHost => true,
         }
     }
 
     /// Clusters that a host still needs, because its newer version was refused; `None` if that cannot be known, because
     /// the client has the host from before it connected.
     fn needed_by_refused(&self, cache: &Cache) -> Option<BTreeSet<Name>> {
-        let sub = &self.subs[self.home(Kind::VirtualHost) as usize];
-        let held = sub.refused.keys().chain(cache.refused_hosts()).filter_map(|name| sub.held.get(name));
         let mut needed = BTreeSet::new();
-        for held in held {
-            needed.extend(held.resource.as_ref()?.requires.iter().map(|(_, name)| name.clone()));
+        for kind in [Kind::Route, Kind::ScopedRoute] {
+            let sub = &self.subs[kind as usize];
+            let held = sub.refused.keys().chain(cache.refused_routes()).filter_map(|name| sub.held.get(name));
+            for held in held {
+                needed.extend(held.resource.as_ref()?.requires.iter().map(|(_, name)| name.clone()));
+            }
         }
         Some(needed)
     }
@@ -236,18 +296,20 @@ impl Stream {
             Kind::Cluster | Kind::Endpoints => self.needed_by_refused(cache),
             _ => Some(BTreeSet::new()),
         };
-        let additions = self.subs.iter().map(Subscription::unsettled).min().unwrap_or(u64::MAX);
+        let under_way = self.subs.iter().map(|sub| sub.unacknowledged().min(sub.leaving()));
+        let under_way = under_way.min().unwrap_or(u64::MAX);
         let earlier = REMOVAL_ORDER.iter().take_while(|other| **other != kind);
-        let before = earlier.filter_map(|other| self.subs[*other as usize].gone.values().min()).min();
-        let limit = additions.min(before.copied().unwrap_or(u64::MAX));
+        let before =
+            earlier.filter_map(|other| self.subs[*other as usize].gone.values().map(|gone| gone.first).min()).min();
+        let limit = under_way.min(before.unwrap_or(u64::MAX));
         let sub = &mut self.subs[kind as usize];
         let free = |name: &Name| needed.as_ref().is_some_and(|needed| !needed.contains(name));
         let due = |name: &Name, revision: u64| revision == 0 || (known && revision < limit && free(name));
-        let due = sub.gone.iter().filter(|(name, revision)| due(name, **revision));
+        let due = sub.gone.iter().filter(|(name, revision)| due(name, revision.last));
         let names: Vec<Name> = due.map(|(name, _)| name.clone()).collect();
         let take = |name: Name| {
-            let revision = sub.gone.remove(&name).expect("listed above");
-            Item { name, offer: None, first: revision, last: revision }
+            let gone = sub.gone.remove(&name).expect("listed above");
+            Item { name, offer: None, first: gone.first, last: gone.last }
         };
         names.into_iter().map(take).collect()
     }
@@ -265,9 +327,6 @@ impl Stream {
         };
         for item in &items {
             let Some(offer) = &item.offer else { continue };
-            if kind == Kind::Route && self.host_discovery && !self.wants(Kind::VirtualHost, &item.name) {
-                self.subs[Kind::VirtualHost as usize].expected.insert(item.name.clone(), item.first);
-            }
             for (child, name) in offer.requires.iter().filter(|(child, _)| *child != Kind::Cluster) {
                 if *child == Kind::Endpoints {
                     self.subs[*child as usize].owed.insert(name.clone());
@@ -278,7 +337,7 @@ impl Stream {
                     if *child == Kind::Endpoints && cache.get(*child, name).is_some() {
                         self.subs[*child as usize].mark_at(name, item.first, item.last);
                     }
-                } else if cache.get(*child, name).is_some() {
+                } else if exists(*child, name, cache) {
                     self.subs[*child as usize].expected.insert(name.clone(), item.first);
                 }
             }
@@ -286,7 +345,7 @@ impl Stream {
         self.nonce += 1;
         let nonce = self.nonce;
         let sub = &mut self.subs[kind as usize];
-        sub.flight = Some(Flight { nonce, items });
+        sub.flight = Some(Flight::new(nonce, items));
         let version = resources.iter().fold(Version::of(&kind.type_url()), |v, r| v.join(&r.name, r.version));
         Some(Response { kind, protocol: self.protocol, nonce, version, resources, removed })
     }
@@ -337,12 +396,6 @@ impl Stream {
                     None => continue,
                 },
             };
-            if self.host_discovery {
-                let mut discovered = Resource::clone(&base);
-                discovered.body = [&base.body[..], wire::VHDS].concat().into();
-                resources.push(Arc::new(discovered));
-                continue;
-            }
             let mut hosts: std::collections::BTreeMap<&str, &Arc<Resource>> = sub
                 .held
                 .range::<str, _>(bounds(&host_range(table)))
@@ -370,8 +423,10 @@ impl Stream {
             let sub = &mut self.subs[kind as usize];
             match item.offer {
                 Some(offer) => {
-                    let refused_here = sub.refused.remove(&item.name).is_some();
                     let newest = cache.get(kind, &item.name).map(|entry| entry.current().version);
+                    // An older version in the place of a refused one does not undo the refusal.
+                    let undone = newest.is_none_or(|newest| newest == offer.version);
+                    let refused_here = undone && sub.refused.remove(&item.name).is_some();
                     if cache.accept(&offer) || (refused_here && newest == Some(offer.version)) {
                         events.push(Event::Recovered { kind: offer.kind, name: offer.name.clone() });
                     }
@@ -391,7 +446,7 @@ impl Stream {
 
     /// A host may have been refused only because of a cluster that is there now.
     fn retry_hosts_of(&mut self, cluster: &Name, first: u64, cache: &Cache) {
-        for kind in [Kind::Route, Kind::VirtualHost] {
+        for kind in [Kind::Route, Kind::ScopedRoute] {
             let sub = &mut self.subs[kind as usize];
             let uses = |host: &Name| {
                 let entry = cache.get(kind, host);
@@ -405,12 +460,21 @@ impl Stream {
         }
     }
 
+    /// Whether the client has something that needs this. What a cluster needs nothing else of its kind does.
+    fn requires(&self, kind: Kind, name: &str, needed: &(Kind, Name)) -> bool {
+        let sub = &self.subs[kind as usize];
+        let requires = |held: &Held| held.resource.as_ref().is_some_and(|resource| resource.requires.contains(needed));
+        if kind == Kind::Cluster { sub.held.get(name).is_some_and(requires) } else { sub.held.values().any(requires) }
+    }
+
     /// Finds out which item was refused: the only one, the only one the message names (it may dump everything it got),
     /// or by offering halves again.
     fn refuse(&mut self, kind: Kind, flight: Flight, message: &str, cache: &mut Cache, events: &mut Vec<Event>) {
         for item in &flight.items {
-            for (child, name) in item.offer.iter().flat_map(|offer| &offer.requires) {
-                self.subs[*child as usize].expected.remove(name);
+            for needed in item.offer.iter().flat_map(|offer| &offer.requires) {
+                if !self.requires(kind, &item.name, needed) {
+                    self.subs[needed.0 as usize].expected.remove(&needed.1);
+                }
             }
         }
         let offers: Vec<&Name> = flight.items.iter().filter(|i| i.offer.is_some()).map(|i| &i.name).collect();
@@ -459,9 +523,18 @@ impl Stream {
                 // It may have come back in the meantime.
                 None if cache.get(kind, &item.name).is_some() => sub.mark_at(&item.name, item.first, item.last),
                 None => {
-                    sub.gone.insert(item.name, item.first);
+                    sub.gone.insert(item.name, Gone { first: item.first, last: item.last });
                 }
             }
         }
     }
+}
+
+/// Where a resource is an item.
+fn home(kind: Kind) -> Kind {
+    if kind == Kind::VirtualHost { Kind::Route } else { kind }
+}
+
+fn exists(kind: Kind, name: &str, cache: &Cache) -> bool {
+    name == ALL || cache.get(kind, name).is_some()
 }

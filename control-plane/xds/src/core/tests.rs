@@ -59,11 +59,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Runs the steps with a delta gateway, a state-of-the-world gateway and one whose refusals name the culprit.
-fn run(steps: &[Step], host_discovery: bool) {
-    let mut publisher = Publisher::new(host_discovery);
-    let mut clients =
-        [Client::new(Protocol::Delta, false), Client::new(Protocol::World, false), Client::new(Protocol::Delta, true)];
+fn run(steps: &[Step], mut clients: [Client; 3]) {
+    let mut publisher = Publisher::new();
     for client in &mut clients {
         client.connect(&mut publisher.core);
     }
@@ -87,7 +84,7 @@ fn run(steps: &[Step], host_discovery: bool) {
                 clients[*client].reorder(&[&[0], &**order].concat());
             }
             Step::RestartServer => {
-                publisher.restart(host_discovery);
+                publisher.restart();
                 for client in &mut clients {
                     client.forget_stream();
                     client.connect(&mut publisher.core);
@@ -118,76 +115,78 @@ proptest! {
 
     #[test]
     fn gateways_end_up_with_what_is_published(steps in vec(step(), 1..60)) {
-        run(&steps, false);
+        let names_culprits = Client::new(Protocol::Delta, true);
+        run(&steps, [Client::new(Protocol::Delta, false), Client::new(Protocol::World, false), names_culprits]);
     }
 
     #[test]
-    fn and_so_with_hosts_as_resources(steps in vec(step(), 1..60)) {
-        run(&steps, true);
+    fn and_so_with_routes_by_scope(steps in vec(step(), 1..60)) {
+        run(&steps, [Client::scoped(false), Client::new(Protocol::World, false), Client::scoped(true)]);
     }
 }
 
 #[test]
 fn a_reconnecting_gateway_is_sent_only_what_changed() {
-    let mut publisher = Publisher::new(false);
-    let mut client = Client::new(Protocol::Delta, false);
-    client.connect(&mut publisher.core);
-    for host in 0..5 {
-        publisher.host(host, host % 2, &[0, 1], false);
+    for mut client in [Client::new(Protocol::Delta, false), Client::scoped(false)] {
+        let mut publisher = Publisher::new();
+        client.connect(&mut publisher.core);
+        for host in 0..5 {
+            publisher.host(host, host % 2, &[0, 1], false);
+        }
+        while client.exchange(&mut publisher.core) {}
+        publisher.restart();
+        client.forget_stream();
+        client.connect(&mut publisher.core);
+        let before = client.received;
+        while client.exchange(&mut publisher.core) {}
+        assert_eq!(client.received - before, 0, "resources were sent again");
+        publisher.endpoints(0);
+        while client.exchange(&mut publisher.core) {}
+        assert_eq!(client.received - before, 1, "one assignment");
     }
-    while client.exchange(&mut publisher.core) {}
-    publisher.restart(false);
-    client.forget_stream();
-    client.connect(&mut publisher.core);
-    let before = client.received;
-    while client.exchange(&mut publisher.core) {}
-    assert_eq!(client.received - before, 0, "resources were sent again");
-    publisher.endpoints(0);
-    while client.exchange(&mut publisher.core) {}
-    assert_eq!(client.received - before, 1, "one assignment");
 }
 
 #[test]
 fn nothing_is_settled_before_a_reconnected_gateway_has_it_whatever_it_asks_for_first() {
-    for host_discovery in [false, true] {
-        for protocol in [Protocol::Delta, Protocol::World] {
-            // Every order of up to four first requests after the one for clusters, with which every gateway starts.
-            for order in 0..24 {
-                let order = [0, order / 6, order / 2 % 3, order % 2];
-                let mut publisher = Publisher::new(host_discovery);
-                let mut client = Client::new(protocol, false);
-                client.connect(&mut publisher.core);
-                publisher.host(0, 0, &[0], false);
-                publisher.host(1, 1, &[1], false);
-                while client.exchange(&mut publisher.core) {}
-                publisher.restart(host_discovery);
-                client.forget_stream();
-                client.connect(&mut publisher.core);
-                client.reorder(&order);
-                // One more host each time before a request arrives, with clusters that the gateway has.
-                for host in 2..2 + client.requests() {
-                    publisher.host(host, host % 2, &[host % 2], false);
-                    publisher.check_settled([&client]);
-                    client.exchange(&mut publisher.core);
-                    publisher.check_settled([&client]);
-                    while client.hear(&mut publisher.core) {
-                        publisher.check_settled([&client]);
-                    }
-                }
-                while client.exchange(&mut publisher.core) {
+    let clients =
+        [|| Client::new(Protocol::Delta, false), || Client::new(Protocol::World, false), || Client::scoped(false)];
+    for client in clients {
+        // Every order of up to four first requests after the one for clusters, with which every gateway starts.
+        for order in 0..24 {
+            let order = [0, order / 6, order / 2 % 3, order % 2];
+            let mut publisher = Publisher::new();
+            let mut client = client();
+            client.connect(&mut publisher.core);
+            publisher.host(0, 0, &[0], false);
+            publisher.host(1, 1, &[1], false);
+            while client.exchange(&mut publisher.core) {}
+            publisher.restart();
+            client.forget_stream();
+            client.connect(&mut publisher.core);
+            client.reorder(&order);
+            // One more host each time before a request arrives, with clusters that the gateway has.
+            for host in 2..2 + client.requests() {
+                publisher.host(host, host % 2, &[host % 2], false);
+                publisher.check_settled([&client]);
+                client.exchange(&mut publisher.core);
+                publisher.check_settled([&client]);
+                while client.hear(&mut publisher.core) {
                     publisher.check_settled([&client]);
                 }
-                publisher.check(&client);
-                let revision = publisher.core.publish(Change::default());
-                assert_eq!(publisher.core.settled(), Settled { gateways: 1, revision });
             }
+            while client.exchange(&mut publisher.core) {
+                publisher.check_settled([&client]);
+            }
+            publisher.check(&client);
+            let revision = publisher.core.publish(Change::default());
+            assert_eq!(publisher.core.settled(), Settled { gateways: 1, revision });
         }
     }
 }
 
 #[test]
 fn a_refused_host_is_recovered_by_its_next_version() {
-    let mut publisher = Publisher::new(false);
+    let mut publisher = Publisher::new();
     let mut client = Client::new(Protocol::Delta, false);
     client.connect(&mut publisher.core);
     publisher.host(0, 0, &[0], false);
@@ -206,7 +205,7 @@ fn a_refused_host_is_recovered_by_its_next_version() {
 
 #[test]
 fn without_gateways_nothing_is_settled() {
-    let mut publisher = Publisher::new(false);
+    let mut publisher = Publisher::new();
     publisher.host(0, 0, &[0], false);
     assert_eq!(publisher.core.settled(), Settled::default());
     let id = publisher.core.open(Protocol::World);
@@ -216,7 +215,7 @@ fn without_gateways_nothing_is_settled() {
 
 #[test]
 fn the_clusters_of_a_refused_hosts_last_good_version_stay() {
-    let mut publisher = Publisher::new(false);
+    let mut publisher = Publisher::new();
     let mut clients = [Client::new(Protocol::Delta, false), Client::new(Protocol::World, false)];
     for client in &mut clients {
         client.connect(&mut publisher.core);

@@ -33,6 +33,10 @@ use crate::{
     resource::Kind,
 };
 
+/// Node metadata of a gateway that takes routes by scope.
+pub const ROUTES: &str = "routes";
+pub const SCOPES: &str = "scopes";
+
 /// Registers one gRPC service per name; all are the same code.
 macro_rules! services {
     ($($service:ident = $name:literal, $kind:expr;)*) => {
@@ -69,6 +73,7 @@ services! {
     Aggregated = "envoy.service.discovery.v3.AggregatedDiscoveryService", None;
     Clusters = "envoy.service.cluster.v3.ClusterDiscoveryService", Some(Kind::Cluster);
     Endpoints = "envoy.service.endpoint.v3.EndpointDiscoveryService", Some(Kind::Endpoints);
+    Scopes = "envoy.service.route.v3.ScopedRoutesDiscoveryService", Some(Kind::Scope);
     Listeners = "envoy.service.listener.v3.ListenerDiscoveryService", Some(Kind::Listener);
     Routes = "envoy.service.route.v3.RouteDiscoveryService", Some(Kind::Route);
     Secrets = "envoy.service.secret.v3.SecretDiscoveryService", Some(Kind::Secret);
@@ -190,6 +195,11 @@ fn kind_of(url: &str, implied: Option<Kind>) -> Result<Option<Kind>, Status> {
     }
 }
 
+/// Our bootstrap says so; a gateway of which nothing is known gets tables.
+fn takes_scopes(from: &envoy_core::Node) -> bool {
+    node(from).metadata.get(ROUTES).is_some_and(|routes| routes == SCOPES)
+}
+
 impl Incoming for DeltaDiscoveryRequest {
     const PROTOCOL: Protocol = Protocol::Delta;
 
@@ -210,6 +220,9 @@ impl Incoming for DeltaDiscoveryRequest {
         connection.xds.with(|core| {
             if let Some(node) = self.node {
                 core.set_node(connection.id, &connection.name(&node.id));
+                if takes_scopes(&node) {
+                    core.set_scoped(connection.id);
+                }
             }
             core.delta(connection.id, request);
         });

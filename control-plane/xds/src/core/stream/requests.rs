@@ -8,10 +8,10 @@ use super::{
         Event,
         cache::{Cache, bounds, host_range, table_version},
     },
-    Stream,
-    subscription::{Held, Mark},
+    Stream, exists,
+    subscription::{Gone, Held, Mark},
 };
-use crate::resource::{Kind, Name, Resource, Version, table_of};
+use crate::resource::{ALL, Kind, Name, Resource, Version, table_of};
 
 #[derive(Debug, Clone)]
 pub struct DeltaRequest {
@@ -32,10 +32,53 @@ pub struct WorldRequest {
     pub error: Option<String>,
 }
 
+// === impl DeltaRequest ===
+
+impl DeltaRequest {
+    /// The part about tables and the part about routes of scopes.
+    fn split(self) -> [DeltaRequest; 2] {
+        let of_scope = |name: &String| table_of(name).is_some();
+        let (scoped_subscribe, subscribe) = self.subscribe.into_iter().partition(of_scope);
+        let (scoped_unsubscribe, unsubscribe) = self.unsubscribe.into_iter().partition(of_scope);
+        let (scoped_initial, initial) = self.initial.into_iter().partition(|(name, _)| of_scope(name));
+        let (nonce, error) = (self.nonce, self.error);
+        let scoped = DeltaRequest {
+            kind: Kind::ScopedRoute,
+            subscribe: scoped_subscribe,
+            unsubscribe: scoped_unsubscribe,
+            initial: scoped_initial,
+            nonce: nonce.clone(),
+            error: error.clone(),
+        };
+        [DeltaRequest { kind: Kind::Route, subscribe, unsubscribe, initial, nonce, error }, scoped]
+    }
+
+    fn names_anything(&self) -> bool {
+        !self.subscribe.is_empty() || !self.unsubscribe.is_empty() || !self.initial.is_empty()
+    }
+}
+
+// === impl Stream ===
+
 impl Stream {
     pub(in crate::core) fn delta(&mut self, request: DeltaRequest, cache: &mut Cache, events: &mut Vec<Event>) {
+        if request.kind != Kind::Route {
+            return self.delta_of(request, cache, events);
+        }
+        // Tables and routes of scopes are one type and two subscriptions. The nonce is that of one of them.
+        for part in request.split() {
+            if part.names_anything() {
+                self.delta_of(part, cache, events);
+            } else {
+                self.answer(part.kind, &part.nonce, part.error.as_deref(), cache, events);
+            }
+        }
+    }
+
+    fn delta_of(&mut self, request: DeltaRequest, cache: &mut Cache, events: &mut Vec<Event>) {
         let kind = request.kind;
         self.answer(kind, &request.nonce, request.error.as_deref(), cache, events);
+        let at = self.asked_at(cache);
         let sub = &mut self.subs[kind as usize];
         let first = !sub.started;
         sub.started = true;
@@ -46,11 +89,11 @@ impl Stream {
         for name in &request.subscribe {
             match name.as_str() {
                 "*" => wildcard = true,
-                name => self.subscribe(kind, name, first, cache),
+                name => self.subscribe(kind, name, first, at, cache),
             }
         }
         if wildcard {
-            self.subscribe_all(kind, cache);
+            self.subscribe_all(kind, at, cache);
         }
         for name in &request.unsubscribe {
             match name.as_str() {
@@ -63,6 +106,7 @@ impl Stream {
     pub(in crate::core) fn world(&mut self, request: WorldRequest, cache: &mut Cache, events: &mut Vec<Event>) {
         let kind = request.kind;
         self.answer(kind, &request.nonce, request.error.as_deref(), cache, events);
+        let at = self.asked_at(cache);
         let sub = &mut self.subs[kind as usize];
         let first = !sub.started;
         sub.started = true;
@@ -70,7 +114,7 @@ impl Stream {
         let explicit = request.names.iter().any(|name| name == "*");
         if all || explicit {
             if !sub.wildcard {
-                self.subscribe_all(kind, cache);
+                self.subscribe_all(kind, at, cache);
             }
         } else if sub.wildcard {
             self.unsubscribe_all(kind);
@@ -83,7 +127,7 @@ impl Stream {
             self.unsubscribe(kind, &name);
         }
         for name in added {
-            self.subscribe(kind, name, true, cache);
+            self.subscribe(kind, name, true, at, cache);
         }
     }
 
@@ -99,10 +143,9 @@ impl Stream {
     /// What a reconnecting client already has is not sent again. It will ask for what that refers to: requests for the
     /// different types come one by one, and until the last one nothing can be said to be in force.
     fn remember(&mut self, kind: Kind, initial: &BTreeMap<String, String>, cache: &Cache) {
-        let inline = kind == Kind::Route && !self.host_discovery;
         for (name, version) in initial {
             let version = Version::parse(version);
-            if inline {
+            if kind == Kind::Route {
                 let Some(base) = cache.get(kind, name).and_then(|entry| entry.candidates().next()) else { continue };
                 let hosts: Vec<_> =
                     cache.hosts(name).filter_map(|(_, entry)| entry.candidates().next()).cloned().collect();
@@ -119,63 +162,64 @@ impl Stream {
                 let same = entry.candidates().find(|candidate| Some(candidate.version) == version);
                 same.cloned()
             });
+            let known = known.map(|known| self.form(known));
             if let Some(known) = &known {
-                self.expect_children(kind, known, cache);
+                self.expect_children(known, cache);
             }
             self.subs[kind as usize].held.insert(name.as_str().into(), Held { version, resource: known });
         }
     }
 
-    fn expect_children(&mut self, kind: Kind, known: &Resource, cache: &Cache) {
-        let hosts = (kind == Kind::Route && self.host_discovery).then(|| (Kind::VirtualHost, known.name.clone()));
-        let children = known.requires.iter().filter(|(child, _)| *child != Kind::Cluster);
-        for (child, name) in children.cloned().chain(hosts) {
-            let exists = child == Kind::VirtualHost || cache.get(child, &name).is_some();
-            if exists && !self.wants(child, &name) {
-                self.subs[child as usize].expected.insert(name, 0);
+    fn expect_children(&mut self, known: &Resource, cache: &Cache) {
+        for (child, name) in known.requires.iter().filter(|(child, _)| *child != Kind::Cluster) {
+            if exists(*child, name, cache) && !self.wants(*child, name) {
+                self.subs[*child as usize].expected.insert(name.clone(), 0);
             }
         }
     }
 
-    fn subscribe(&mut self, kind: Kind, name: &str, first: bool, cache: &Cache) {
+    /// `at`: where it counts, unless it was expected.
+    fn subscribe(&mut self, kind: Kind, name: &str, first: bool, at: u64, cache: &Cache) {
         let revision = cache.revision();
-        let hosts = matches!(kind, Kind::Route | Kind::VirtualHost);
         let sub = &mut self.subs[kind as usize];
         let name: Name = name.into();
         sub.names.insert(name.clone());
         let expected = sub.expected.remove(&name);
         if cache.get(kind, &name).is_some() {
             match expected {
-                Some(at) if first => sub.mark_at(&name, at, at),
-                Some(at) => sub.force(&name, at, at),
-                None if first => sub.mark_at(&name, 0, revision),
-                None => sub.force(&name, 0, revision),
+                Some(at) if first => sub.mark_at(&name, at, revision),
+                Some(at) => sub.force(&name, at, revision),
+                None if first => sub.mark_at(&name, at, revision),
+                None => sub.force(&name, at, revision),
             }
-        } else if kind != Kind::VirtualHost || table_of(&name).is_some() {
-            sub.gone.insert(name.clone(), 0);
+        } else {
+            sub.gone.insert(name.clone(), Gone { first: 0, last: 0 });
         }
-        if !hosts || (kind == Kind::Route && self.host_discovery) {
+        if kind != Kind::Route {
             return;
         }
         let sub = &mut self.subs[kind as usize];
         let held: Vec<Name> =
             sub.held.range::<str, _>(bounds(&host_range(&name))).map(|(name, _)| name.clone()).collect();
         let missing = held.into_iter().filter(|host| cache.get(kind, host).is_none());
-        sub.gone.extend(missing.map(|host| (host, revision.max(1))));
+        let gone = Gone { first: expected.unwrap_or(at), last: revision.max(1) };
+        sub.gone.extend(missing.map(|host| (host, gone)));
         for (host, _) in cache.hosts(&name) {
-            sub.mark_at(host, expected.unwrap_or(0), revision);
+            sub.mark_at(host, expected.unwrap_or(at), revision);
         }
     }
 
-    fn subscribe_all(&mut self, kind: Kind, cache: &Cache) {
+    fn subscribe_all(&mut self, kind: Kind, at: u64, cache: &Cache) {
         let revision = cache.revision();
         let sub = &mut self.subs[kind as usize];
         sub.wildcard = true;
+        let first = sub.expected.remove(ALL).unwrap_or(at);
         let held: Vec<Name> = sub.held.keys().filter(|name| cache.get(kind, name).is_none()).cloned().collect();
-        sub.gone.extend(held.into_iter().map(|name| (name, revision.max(1))));
+        let gone = Gone { first, last: revision.max(1) };
+        sub.gone.extend(held.into_iter().map(|name| (name, gone)));
         for name in cache.names(kind) {
             if !sub.dirty.contains_key(name) {
-                sub.dirty.insert(name.clone(), Mark { first: 0, last: revision, force: false });
+                sub.dirty.insert(name.clone(), Mark { first, last: revision, force: false });
             }
         }
     }
@@ -186,7 +230,7 @@ impl Stream {
         sub.expected.remove(name);
         sub.owed.remove(name);
         self.forget_unwanted(kind, name);
-        if matches!(kind, Kind::Route | Kind::VirtualHost) && table_of(name).is_none() {
+        if kind == Kind::Route && table_of(name).is_none() {
             let sub = &self.subs[kind as usize];
             let range = host_range(name);
             let mut hosts: BTreeSet<Name> =

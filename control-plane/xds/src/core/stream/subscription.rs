@@ -1,7 +1,7 @@
 //! The book-keeping of one resource type on one stream.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -22,8 +22,8 @@ pub(super) struct Subscription {
     pub(super) refused: BTreeMap<Name, Vec<Version>>,
     /// Names whose content must be compared with what the client holds.
     pub(super) dirty: BTreeMap<Name, Mark>,
-    /// Names the client holds that no longer exist; revision 0: it asked for what does not exist.
-    pub(super) gone: BTreeMap<Name, u64>,
+    /// Names the client holds that no longer exist; at 0: it asked for what does not exist.
+    pub(super) gone: BTreeMap<Name, Gone>,
     /// Names the client will ask for because of something it was sent, with the revision of that.
     pub(super) expected: BTreeMap<Name, u64>,
     /// Names the client waits for, even if it had this version before: the endpoints of a cluster it was just sent.
@@ -50,10 +50,21 @@ pub(super) struct Mark {
     pub(super) force: bool,
 }
 
+/// As in [`Mark`]: a removal waits for all that was published with it, and settles what was not told before it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gone {
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) nonce: u64,
     pub(super) items: Vec<Item>,
+    names: HashSet<Name>,
+    /// The first revision among the additions, and among the removals.
+    offered: u64,
+    removed: u64,
 }
 
 #[derive(Debug)]
@@ -72,19 +83,35 @@ pub(super) enum Target {
     Gone,
 }
 
+// === impl Flight ===
+
+impl Flight {
+    pub(super) fn new(nonce: u64, items: Vec<Item>) -> Self {
+        let first = |offered: bool| {
+            // What never existed is told for politeness.
+            let items = items.iter().filter(|item| item.offer.is_some() == offered && (offered || item.last > 0));
+            items.map(|item| item.first).min().unwrap_or(u64::MAX)
+        };
+        let (offered, removed) = (first(true), first(false));
+        let names = items.iter().map(|item| item.name.clone()).collect();
+        Flight { nonce, items, names, offered, removed }
+    }
+}
+
 // === impl Subscription ===
 
 impl Subscription {
-    pub(super) fn mark(&mut self, name: &Name, exists: bool, revision: u64) {
+    /// `visible`: requests see when it is gone, so a removal that was not delivered counts on.
+    pub(super) fn mark(&mut self, name: &Name, exists: bool, visible: bool, revision: u64) {
         if exists {
-            let first = self.gone.remove(name).filter(|first| *first > 0).unwrap_or(revision);
+            let gone = self.gone.remove(name).filter(|gone| visible && gone.last > 0);
+            let first = gone.map_or(revision, |gone| gone.first);
             self.mark_at(name, first, revision);
         } else {
             let first = self.dirty.remove(name).map_or(revision, |mark| mark.first);
             self.refused.remove(name);
-            let in_flight = self.flight.iter().flat_map(|f| &f.items).any(|item| item.name == *name);
-            if in_flight || self.held.contains_key(name) {
-                self.gone.insert(name.clone(), first.max(1));
+            if self.is_in_flight(name) || self.held.contains_key(name) {
+                self.gone.insert(name.clone(), Gone { first, last: revision.max(1) });
             }
         }
     }
@@ -101,11 +128,32 @@ impl Subscription {
     }
 
     /// The first revision of an addition the client has not acknowledged.
-    pub(super) fn unsettled(&self) -> u64 {
+    pub(super) fn unacknowledged(&self) -> u64 {
         let dirty = self.dirty.values().map(|mark| mark.first);
         let expected = self.expected.values().copied();
-        let flight = self.flight.iter().flat_map(|flight| &flight.items).map(|item| item.first);
+        let flight = self.flight.iter().map(|flight| flight.offered);
         dirty.chain(expected).chain(flight).min().unwrap_or(u64::MAX)
+    }
+
+    /// The first revision of a removal in flight.
+    pub(super) fn leaving(&self) -> u64 {
+        self.flight.as_ref().map_or(u64::MAX, |flight| flight.removed)
+    }
+
+    /// The first revision of a removal the client has not acknowledged. Names that never existed do not count.
+    pub(super) fn lingering(&self) -> u64 {
+        let gone = self.gone.values().filter(|gone| gone.last > 0).map(|gone| gone.first);
+        gone.chain([self.leaving()]).min().unwrap_or(u64::MAX)
+    }
+
+    fn is_in_flight(&self, name: &str) -> bool {
+        self.flight.as_ref().is_some_and(|flight| flight.names.contains(name))
+    }
+
+    /// The client has some version, or is not about to get one.
+    pub(super) fn is_in_place(&self, name: &str) -> bool {
+        let coming = || self.dirty.contains_key(name) || self.expected.contains_key(name) || self.is_in_flight(name);
+        self.held.contains_key(name) || !coming()
     }
 
     pub(super) fn holds(&self, name: &str, version: Version) -> bool {

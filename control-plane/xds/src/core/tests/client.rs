@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster,
     listener::v3::Listener,
-    route::v3::{RouteConfiguration, VirtualHost},
+    route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost},
 };
 use prost::Message;
 
@@ -32,8 +32,10 @@ pub(super) struct Client {
     pub(super) warming: BTreeSet<String>,
     listeners: BTreeMap<String, String>,
     pub(super) tables: BTreeMap<String, Hosts>,
-    /// Tables whose hosts are resources of their own.
-    discovered: BTreeSet<String>,
+    /// Takes routes by scope: then the tables are made from these two.
+    scoped: bool,
+    scopes: BTreeMap<String, String>,
+    routes: BTreeMap<String, VirtualHost>,
     /// A state-of-the-world server cannot know what the client has from before, so it cannot keep it for a while.
     may_lose_clusters: bool,
 }
@@ -60,9 +62,15 @@ impl Client {
             warming: BTreeSet::new(),
             listeners: BTreeMap::new(),
             tables: BTreeMap::new(),
-            discovered: BTreeSet::new(),
+            scoped: false,
+            scopes: BTreeMap::new(),
+            routes: BTreeMap::new(),
             may_lose_clusters: false,
         }
+    }
+
+    pub(super) fn scoped(names_culprits: bool) -> Self {
+        Client { scoped: true, ..Client::new(Protocol::Delta, names_culprits) }
     }
 
     fn is_delta(&self) -> bool {
@@ -70,7 +78,11 @@ impl Client {
     }
 
     pub(super) fn connect(&mut self, core: &mut Core) {
-        self.stream = Some(core.open(self.protocol));
+        let stream = core.open(self.protocol);
+        self.stream = Some(stream);
+        if self.scoped {
+            core.set_scoped(stream);
+        }
         self.subscribe(Kind::Cluster, &[]);
         let clusters: Vec<String> = self.clusters.keys().cloned().collect();
         if !clusters.is_empty() {
@@ -78,13 +90,19 @@ impl Client {
         }
         // Envoy asks for listeners once its clusters are warm; here at once, which is harder.
         self.subscribe(Kind::Listener, &[]);
+        if self.scoped {
+            if !self.listeners.is_empty() {
+                self.subscribe(Kind::Scope, &[]);
+            }
+            let routes: BTreeSet<String> = self.scopes.values().cloned().collect();
+            if !routes.is_empty() {
+                self.subscribe(Kind::ScopedRoute, &routes.into_iter().collect::<Vec<_>>());
+            }
+            return;
+        }
         let tables: Vec<String> = self.listeners.values().cloned().collect();
         if !tables.is_empty() {
             self.subscribe(Kind::Route, &tables);
-        }
-        let discovered: Vec<String> = self.discovered.iter().cloned().collect();
-        if !discovered.is_empty() {
-            self.subscribe(Kind::VirtualHost, &discovered);
         }
     }
 
@@ -161,7 +179,7 @@ impl Client {
         };
         self.outbox.push_back(match self.protocol {
             Protocol::Delta => Request::Delta(DeltaRequest {
-                kind,
+                kind: asked_as(kind),
                 subscribe: names.to_vec(),
                 unsubscribe: Vec::new(),
                 initial: initial(&self.versions),
@@ -178,7 +196,7 @@ impl Client {
         }
         match self.protocol {
             Protocol::Delta => self.outbox.push_back(Request::Delta(DeltaRequest {
-                kind,
+                kind: asked_as(kind),
                 subscribe: Vec::new(),
                 unsubscribe: names,
                 initial: BTreeMap::new(),
@@ -211,7 +229,7 @@ impl Client {
         let kind = response.kind;
         self.outbox.push_back(match self.protocol {
             Protocol::Delta => Request::Delta(DeltaRequest {
-                kind,
+                kind: asked_as(kind),
                 subscribe: Vec::new(),
                 unsubscribe: Vec::new(),
                 initial: BTreeMap::new(),
@@ -224,8 +242,7 @@ impl Client {
 
     fn hosts_of(resource: &Resource) -> Vec<VirtualHost> {
         match resource.kind {
-            Kind::Route => RouteConfiguration::decode(&*resource.body).unwrap().virtual_hosts,
-            Kind::VirtualHost => vec![VirtualHost::decode(&*resource.body).unwrap()],
+            Kind::Route | Kind::ScopedRoute => RouteConfiguration::decode(&*resource.body).unwrap().virtual_hosts,
             _ => Vec::new(),
         }
     }
@@ -278,41 +295,69 @@ impl Client {
                         new.push(table);
                     }
                 }
-                if !new.is_empty() {
+                if self.scoped && !new.is_empty() && !self.started.contains(&Kind::Scope) {
+                    self.subscribe(Kind::Scope, &[]);
+                } else if !self.scoped && !new.is_empty() {
                     self.subscribe(Kind::Route, &new);
                 }
             }
             Kind::Route => {
                 for resource in &response.resources {
                     let message = RouteConfiguration::decode(&*resource.body).unwrap();
-                    if message.vhds.is_some() {
-                        self.tables.entry(message.name.clone()).or_default();
-                        if self.discovered.insert(message.name.clone()) {
-                            self.subscribe(Kind::VirtualHost, &[message.name]);
-                        }
-                        continue;
-                    }
                     let hosts = message.virtual_hosts.into_iter().map(|host| (host.name, host.domains)).collect();
                     self.tables.insert(message.name, hosts);
                 }
             }
-            Kind::VirtualHost => {
+            Kind::Scope => self.take_scopes(response),
+            Kind::ScopedRoute => {
+                assert_eq!(response.removed, Vec::<Name>::new(), "Envoy cannot remove routes that scopes refer to");
                 for resource in &response.resources {
-                    let (table, _) = resource.name.split_once('/').unwrap();
-                    let host = VirtualHost::decode(&*resource.body).unwrap();
-                    self.tables.get_mut(table).unwrap().insert(host.name, host.domains);
-                }
-                for name in &response.removed {
-                    let (table, host) = name.split_once('/').unwrap();
-                    self.tables.get_mut(table).unwrap().remove(host);
+                    let [host] = <[_; 1]>::try_from(Self::hosts_of(resource)).unwrap();
+                    self.routes.insert(resource.name.to_string(), host);
                 }
             }
+            Kind::VirtualHost => unreachable!("they travel in tables"),
             Kind::Secret => unreachable!("none are published"),
+        }
+        if self.scoped {
+            self.tables = [("t0".to_owned(), Hosts::new()), ("t1".to_owned(), Hosts::new())].into();
+            for (scope, routes) in &self.scopes {
+                let (table, _) = scope.split_once('/').unwrap();
+                let host = self.routes.get(routes).cloned();
+                self.tables.get_mut(table).unwrap().extend(host.map(|host| (host.name, host.domains)));
+            }
         }
         for host in response.resources.iter().flat_map(|resource| Self::hosts_of(resource)) {
             for cluster in &host.domains {
                 assert!(self.endpoints.contains_key(cluster), "{} was sent before {cluster} could serve", host.name);
             }
+        }
+    }
+
+    fn take_scopes(&mut self, response: &Response) {
+        for name in &response.removed {
+            self.scopes.remove(&**name);
+        }
+        for resource in &response.resources {
+            let scope = ScopedRouteConfiguration::decode(&*resource.body).unwrap();
+            self.scopes.insert(scope.name, scope.route_configuration_name);
+        }
+        let used: BTreeSet<&String> = self.scopes.values().collect();
+        let asked: BTreeSet<&String> =
+            self.versions.keys().filter(|(kind, _)| *kind == Kind::ScopedRoute).map(|(_, name)| name).collect();
+        let unused: Vec<String> = asked.difference(&used).map(|name| (*name).clone()).collect();
+        let new: Vec<String> = used
+            .into_iter()
+            .filter(|name| response.resources.iter().any(|r| **name == format!("{}/routes", r.name)))
+            .filter(|name| !self.routes.contains_key(*name))
+            .cloned()
+            .collect();
+        self.routes.retain(|name, _| !unused.contains(name));
+        if !unused.is_empty() {
+            self.unsubscribe(Kind::ScopedRoute, unused);
+        }
+        if !new.is_empty() {
+            self.subscribe(Kind::ScopedRoute, &new);
         }
     }
 
@@ -342,4 +387,9 @@ impl Client {
             self.subscribe(Kind::Endpoints, &new);
         }
     }
+}
+
+/// Routes of scopes and tables have one type.
+fn asked_as(kind: Kind) -> Kind {
+    if kind == Kind::ScopedRoute { Kind::Route } else { kind }
 }

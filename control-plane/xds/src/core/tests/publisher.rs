@@ -1,16 +1,20 @@
 //! Publishes consistent changes, as the world of Ingresses does: a host together with its clusters, and a cluster goes
 //! with its last host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster,
     endpoint::v3::ClusterLoadAssignment,
     listener::v3::Listener,
-    route::v3::{RouteConfiguration, VirtualHost},
+    route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost},
 };
 
 use super::{super::*, client::Client};
+use crate::resource::ALL;
 
 pub(super) struct Publisher {
     pub(super) core: Core,
@@ -19,6 +23,10 @@ pub(super) struct Publisher {
     published: BTreeMap<(Kind, String), Version>,
     /// The revision of what is published.
     revisions: BTreeMap<(Kind, String), u64>,
+    /// And of what is not published any more.
+    removals: BTreeMap<(Kind, String), u64>,
+    /// What was settled last, and for how many streams ever opened and how many gateways.
+    settled: Cell<(Settled, u64)>,
     clock: u64,
 }
 
@@ -38,23 +46,27 @@ struct Part {
 }
 
 impl Publisher {
-    pub(super) fn new(host_discovery: bool) -> Self {
+    pub(super) fn new() -> Self {
         let mut publisher = Publisher {
-            core: Core::new(host_discovery),
+            core: Core::default(),
             hosts: BTreeMap::new(),
             clusters: BTreeMap::new(),
             published: BTreeMap::new(),
             revisions: BTreeMap::new(),
+            removals: BTreeMap::new(),
+            settled: Cell::default(),
             clock: 0,
         };
         publisher.publish();
         publisher
     }
 
-    pub(super) fn restart(&mut self, host_discovery: bool) {
-        self.core = Core::new(host_discovery);
+    pub(super) fn restart(&mut self) {
+        self.core = Core::default();
         self.published.clear();
         self.revisions.clear();
+        self.removals.clear();
+        self.settled.take();
         self.publish();
     }
 
@@ -96,7 +108,8 @@ impl Publisher {
         for table in ["t0", "t1"] {
             let message = Listener { name: format!("l-{table}"), stat_prefix: table.into(), ..Default::default() };
             let listener = Resource::new(Kind::Listener, format!("l-{table}"), Version::of(&table), &message);
-            out.push(listener.requires(Kind::Route, table));
+            let scoped = Resource::new(Kind::Listener, format!("l-{table}"), Version::of(&table), &message);
+            out.push(listener.requires(Kind::Route, table).scoped(scoped.requires(Kind::Scope, ALL)));
             let message = RouteConfiguration { name: table.into(), ..Default::default() };
             out.push(Resource::new(Kind::Route, table, Version::of(&table), &message));
         }
@@ -120,9 +133,22 @@ impl Publisher {
                 ..Default::default()
             };
             let name = format!("t{}/h{number}", host.table);
-            let mut resource = Resource::new(Kind::VirtualHost, name, Version::of(&host.time), &message);
+            let mut resource = Resource::new(Kind::VirtualHost, name.as_str(), Version::of(&host.time), &message);
             resource.requires = domains.into_iter().map(|name| (Kind::Cluster, name.into())).collect();
-            out.push(resource);
+            let routes = format!("{name}/routes");
+            let configuration =
+                RouteConfiguration { name: routes.clone(), virtual_hosts: vec![message], ..Default::default() };
+            let mut scoped = Resource::new(Kind::ScopedRoute, routes.as_str(), Version::of(&host.time), &configuration);
+            scoped.requires = resource.requires.clone();
+            let scope = ScopedRouteConfiguration {
+                name: name.clone(),
+                route_configuration_name: routes.clone(),
+                ..Default::default()
+            };
+            out.push(
+                Resource::new(Kind::Scope, name, Version::of(&routes), &scope).requires(Kind::ScopedRoute, routes),
+            );
+            out.extend([resource, scoped]);
         }
         out
     }
@@ -142,7 +168,9 @@ impl Publisher {
         }
         self.published = now;
         let changed: Vec<_> = change.set.iter().map(|one| (one.kind, one.name.to_string())).collect();
+        let removed: Vec<_> = change.remove.iter().map(|(kind, name)| (*kind, name.to_string())).collect();
         let revision = self.core.publish(change);
+        self.removals.extend(removed.into_iter().map(|key| (key, revision)));
         self.revisions.extend(changed.into_iter().map(|key| (key, revision)));
     }
 
@@ -151,8 +179,22 @@ impl Publisher {
         let settled = self.core.settled();
         let clients: Vec<&Client> = clients.into_iter().filter(|client| client.is_gateway()).collect();
         assert_eq!(settled.gateways, clients.len(), "{:?}", self.core.describe());
+        let (before, opened) = self.settled.replace((settled, self.core.opened));
+        let same = before.gateways == settled.gateways && opened == self.core.opened;
+        assert!(!same || before.revision <= settled.revision, "{before:?} {settled:?} {:?}", self.core.describe());
         let is_settled = |kind: Kind, name: &str| self.revisions[&(kind, name.to_owned())] <= settled.revision;
         for client in clients {
+            for (table, hosts) in &client.tables {
+                for host in hosts.keys() {
+                    let key = (Kind::VirtualHost, format!("{table}/{host}"));
+                    let removed = self.removals.get(&key).filter(|_| !self.published.contains_key(&key));
+                    assert!(
+                        removed.is_none_or(|revision| *revision > settled.revision),
+                        "{key:?} {settled:?}: {:?}",
+                        self.core.describe()
+                    );
+                }
+            }
             for (number, host) in &self.hosts {
                 let clusters: Vec<String> = host.clusters.iter().map(|cluster| format!("c{cluster}")).collect();
                 let parts = [Kind::Cluster, Kind::Endpoints];
