@@ -221,7 +221,12 @@ impl<O: Objects> World<O> {
         self.watch_services(key, &Translation::default());
         let secrets = std::mem::take(&mut self.entry(key).secrets);
         self.certificates.watch(key, &secrets, &BTreeSet::new());
-        self.ingresses.remove(key);
+        if let Some(Entry { state: State::Conflict { .. }, .. }) = self.ingresses.remove(key) {
+            self.blocked.retain(|_, waiting| {
+                waiting.remove(key);
+                !waiting.is_empty()
+            });
+        }
         self.unblocked(&freed)
     }
 
