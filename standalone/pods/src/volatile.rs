@@ -1,7 +1,7 @@
 //! Files that live no longer than the agent: content of volumes, termination messages, the list of processes.
 //!
 //! As the kubelet does with Secrets, they are kept in memory: on a tmpfs that is mounted at the start and taken away at
-//! the end, so keys never reach the disk and a pod's start waits for no file system journal. A killed agent leaves the
+//! the end, so keys do not reach the disk and a pod's start waits for no file system journal. A killed agent leaves the
 //! tmpfs with the list of its processes in it, which the next start reads before it takes the mount away. Who may not
 //! mount gets a plain directory.
 
@@ -31,18 +31,18 @@ impl Volatile {
         if may_mount {
             take_away(&path);
         }
-        let fresh = |path: &Path| -> io::Result<()> {
-            match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => fs::create_dir_all(path)?,
-            }
-            if may_mount {
-                mount("tmpfs", path, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, OPTIONS)?;
-            }
-            fs::create_dir_all(path.join("processes"))
-        };
-        fresh(&path).map_err(Error::file(&path))?;
-        Ok(Self { path, mounted: may_mount })
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::file(&path)(error)),
+            _ => fs::create_dir_all(&path).map_err(Error::file(&path))?,
+        }
+        let mount = || mount("tmpfs", &path, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, OPTIONS);
+        let mounted = may_mount
+            && mount()
+                .inspect_err(|error| tracing::warn!(%error, path = %path.display(), "no tmpfs for files of pods: they go to the disk"))
+                .is_ok();
+        let volatile = Self { path, mounted };
+        fs::create_dir_all(volatile.processes()).map_err(Error::file(volatile.processes()))?;
+        Ok(volatile)
     }
 
     pub(crate) fn processes(&self) -> PathBuf {
