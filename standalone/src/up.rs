@@ -38,6 +38,13 @@ const DEFINITIONS: &[&str] = &[
     include_str!("../../charts/crds/services.serving.knative.dev.yaml"),
 ];
 
+/// Tells the person at the terminal; who closes the pipe does not end the programs.
+macro_rules! say {
+    ($($text:tt)*) => {
+        drop(std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*))))
+    };
+}
+
 /// How long programs may take to end when everything stops; then they are killed.
 const POD_GRACE: Duration = Duration::from_secs(10);
 
@@ -80,11 +87,11 @@ async fn up(options: Options) -> Result<()> {
     };
     machine.greet(&options, started.elapsed());
     signalled.await;
-    println!("stopping: requests in flight may finish (again Ctrl-C: at once)");
+    say!("stopping: requests in flight may finish (again Ctrl-C: at once)");
     let mut impatient = signal(SignalKind::interrupt())?;
     tokio::select! {
-        () = machine.stop() => println!("stopped; `postrider up` on the same folder goes on from here"),
-        _ = impatient.recv() => println!("stopped at once; the next start cleans up"),
+        () = machine.stop() => say!("stopped; `postrider up` on the same folder goes on from here"),
+        _ = impatient.recv() => say!("stopped at once; the next start cleans up"),
     }
     Ok(())
 }
@@ -274,17 +281,17 @@ impl Machine {
     fn greet(&self, options: &Options, took: Duration) {
         let kubeconfig = self.data.path.join("kubeconfig");
         let gateway = options.http.first().map(ToString::to_string).unwrap_or_default();
-        println!("postrider is ready ({} ms): API https://{}, gateway http://{gateway}", took.as_millis(), self.api);
+        say!("postrider is ready ({} ms): API https://{}, gateway http://{gateway}", took.as_millis(), self.api);
         if !self.namespaces {
-            println!(
+            say!(
                 "pods run on loopback addresses, each with a port of its own in $PORT: programs must listen there \
                  (run as root for a network namespace per pod)"
             );
         }
-        println!("\nnext:\n  export KUBECONFIG={}", kubeconfig.display());
-        println!("  kubectl apply -f examples/hello.yaml");
-        println!("  kubectl wait --for=condition=Ready ksvc/hello");
-        println!("  curl -H 'Host: hello.default.example.com' http://{gateway}/\n");
+        say!("\nnext:\n  export KUBECONFIG={}", kubeconfig.display());
+        say!("  kubectl apply -f examples/hello.yaml");
+        say!("  kubectl wait --for=condition=Ready ksvc/hello");
+        say!("  curl -H 'Host: hello.default.example.com' http://{gateway}/\n");
     }
 
     /// Make-before-break in reverse: no new requests, then no programs, then no control, then no traces.
