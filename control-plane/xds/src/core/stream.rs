@@ -86,9 +86,7 @@ impl Stream {
             self.subs[kind as usize].expected.remove(name);
         }
         if kind == Kind::ScopedRoute && !exists {
-            let sub = &mut self.subs[kind as usize];
-            sub.dirty.remove(name);
-            sub.refused.remove(name);
+            self.subs[kind as usize].leave(name);
             return;
         }
         if self.wants(kind, name) {
@@ -208,6 +206,7 @@ impl Stream {
             let postponed = part.is_some() && dirty().count() > names.len();
             let sub = &mut self.subs[kind as usize];
             let mut offers = Vec::new();
+            let mut already_held = Vec::new();
             for name in names {
                 let mark = sub.dirty.remove(&name).expect("listed above");
                 match sub.target(kind, &name, cache) {
@@ -217,8 +216,12 @@ impl Stream {
                         sub.owed.remove(&name);
                         offers.push(Item { name, offer: Some(resource), first: mark.first, last: mark.last });
                     }
-                    _ => {}
+                    Target::Offer(resource) => already_held.push((resource, mark.first)),
+                    Target::Keep | Target::Gone => {}
                 }
+            }
+            for (resource, first) in already_held {
+                self.expect_children(&self.form(resource), first, cache);
             }
             let mut items = self.formed(offers);
             let sub = &mut self.subs[kind as usize];
@@ -276,14 +279,14 @@ impl Stream {
         }
     }
 
-    /// Clusters that a host still needs, because its newer version was refused; `None` if that cannot be known, because
-    /// the client has the host from before it connected.
-    fn needed_by_refused(&self, cache: &Cache) -> Option<BTreeSet<Name>> {
+    /// Clusters of hosts that the client has in a version which is not the newest: that was refused, is on its way, or
+    /// goes. `None` if that cannot be known, because the client has such a host from before it connected.
+    fn needed_by_old(&self, cache: &Cache) -> Option<BTreeSet<Name>> {
         let mut needed = BTreeSet::new();
         for kind in [Kind::Route, Kind::ScopedRoute] {
             let sub = &self.subs[kind as usize];
-            let held = sub.refused.keys().chain(cache.refused_routes()).filter_map(|name| sub.held.get(name));
-            for held in held {
+            let names = sub.unsettled_names().chain(cache.refused_routes());
+            for held in names.filter_map(|name| sub.held.get(name)) {
                 needed.extend(held.resource.as_ref()?.requires.iter().map(|(_, name)| name.clone()));
             }
         }
@@ -293,7 +296,7 @@ impl Stream {
     fn removals(&mut self, kind: Kind, cache: &Cache) -> Vec<Item> {
         let known = self.users_known(kind);
         let needed = match kind {
-            Kind::Cluster | Kind::Endpoints => self.needed_by_refused(cache),
+            Kind::Cluster | Kind::Endpoints => self.needed_by_old(cache),
             _ => Some(BTreeSet::new()),
         };
         let under_way = self.subs.iter().map(|sub| sub.unacknowledged().min(sub.leaving()));

@@ -164,16 +164,19 @@ impl Stream {
             });
             let known = known.map(|known| self.form(known));
             if let Some(known) = &known {
-                self.expect_children(known, cache);
+                self.expect_children(known, 0, cache);
             }
             self.subs[kind as usize].held.insert(name.as_str().into(), Held { version, resource: known });
         }
     }
 
-    fn expect_children(&mut self, known: &Resource, cache: &Cache) {
+    /// What the client has refers to these: it will ask for those that it has not asked for, and nothing since `first`
+    /// is in force before.
+    pub(super) fn expect_children(&mut self, known: &Resource, first: u64, cache: &Cache) {
         for (child, name) in known.requires.iter().filter(|(child, _)| *child != Kind::Cluster) {
             if exists(*child, name, cache) && !self.wants(*child, name) {
-                self.subs[*child as usize].expected.insert(name.clone(), 0);
+                let since = self.subs[*child as usize].expected.entry(name.clone()).or_insert(first);
+                *since = first.min(*since);
             }
         }
     }
@@ -192,6 +195,9 @@ impl Stream {
                 None if first => sub.mark_at(&name, at, revision),
                 None => sub.force(&name, at, revision),
             }
+        } else if kind == Kind::ScopedRoute {
+            sub.leave(&name);
+            return;
         } else {
             sub.gone.insert(name.clone(), Gone { first: 0, last: 0 });
         }
@@ -258,6 +264,7 @@ impl Stream {
             sub.held.remove(name);
             sub.dirty.remove(name);
             sub.gone.remove(name);
+            sub.left.remove(name);
             sub.refused.remove(name);
         }
     }

@@ -24,6 +24,8 @@ pub(super) struct Subscription {
     pub(super) dirty: BTreeMap<Name, Mark>,
     /// Names the client holds that no longer exist; at 0: it asked for what does not exist.
     pub(super) gone: BTreeMap<Name, Gone>,
+    /// Names the client holds that no longer exist and are not removed, see [`Subscription::leave`].
+    pub(super) left: BTreeSet<Name>,
     /// Names the client will ask for because of something it was sent, with the revision of that.
     pub(super) expected: BTreeMap<Name, u64>,
     /// Names the client waits for, even if it had this version before: the endpoints of a cluster it was just sent.
@@ -106,6 +108,7 @@ impl Subscription {
         if exists {
             let gone = self.gone.remove(name).filter(|gone| visible && gone.last > 0);
             let first = gone.map_or(revision, |gone| gone.first);
+            self.left.remove(name);
             self.mark_at(name, first, revision);
         } else {
             let first = self.dirty.remove(name).map_or(revision, |mark| mark.first);
@@ -113,6 +116,16 @@ impl Subscription {
             if self.is_in_flight(name) || self.held.contains_key(name) {
                 self.gone.insert(name.clone(), Gone { first, last: revision.max(1) });
             }
+        }
+    }
+
+    /// Routes of a scope that is gone: the client gives them up when it hears of that, and needs their clusters until
+    /// then.
+    pub(super) fn leave(&mut self, name: &Name) {
+        self.dirty.remove(name);
+        self.refused.remove(name);
+        if self.is_in_flight(name) || self.held.contains_key(name) {
+            self.left.insert(name.clone());
         }
     }
 
@@ -144,6 +157,12 @@ impl Subscription {
     pub(super) fn lingering(&self) -> u64 {
         let gone = self.gone.values().filter(|gone| gone.last > 0).map(|gone| gone.first);
         gone.chain([self.leaving()]).min().unwrap_or(u64::MAX)
+    }
+
+    /// What the client may have in another version than the newest, or has and should not.
+    pub(super) fn unsettled_names(&self) -> impl Iterator<Item = &Name> {
+        let flight = self.flight.iter().flat_map(|flight| &flight.names);
+        flight.chain(self.dirty.keys()).chain(self.gone.keys()).chain(&self.left).chain(self.refused.keys())
     }
 
     fn is_in_flight(&self, name: &str) -> bool {

@@ -36,6 +36,7 @@ pub(super) struct Client {
     scoped: bool,
     scopes: BTreeMap<String, String>,
     routes: BTreeMap<String, VirtualHost>,
+    routes_asked: BTreeSet<String>,
     /// A state-of-the-world server cannot know what the client has from before, so it cannot keep it for a while.
     may_lose_clusters: bool,
 }
@@ -65,6 +66,7 @@ impl Client {
             scoped: false,
             scopes: BTreeMap::new(),
             routes: BTreeMap::new(),
+            routes_asked: BTreeSet::new(),
             may_lose_clusters: false,
         }
     }
@@ -140,6 +142,7 @@ impl Client {
         self.stream = None;
         self.outbox.clear();
         self.started.clear();
+        self.routes_asked.clear();
         self.asked.clear();
         self.nonces.clear();
     }
@@ -172,6 +175,9 @@ impl Client {
 
     fn subscribe(&mut self, kind: Kind, names: &[String]) {
         let first = self.started.insert(kind);
+        if kind == Kind::ScopedRoute {
+            self.routes_asked.extend(names.iter().cloned());
+        }
         let nonce = self.nonces.get(&kind).cloned().unwrap_or_default();
         let initial = |versions: &BTreeMap<(Kind, String), String>| {
             let of_kind = versions.iter().filter(|((k, _), _)| first && *k == kind);
@@ -193,6 +199,9 @@ impl Client {
     fn unsubscribe(&mut self, kind: Kind, names: Vec<String>) {
         for name in &names {
             self.versions.remove(&(kind, name.clone()));
+            if kind == Kind::ScopedRoute {
+                self.routes_asked.remove(name);
+            }
         }
         match self.protocol {
             Protocol::Delta => self.outbox.push_back(Request::Delta(DeltaRequest {
@@ -343,13 +352,12 @@ impl Client {
             self.scopes.insert(scope.name, scope.route_configuration_name);
         }
         let used: BTreeSet<&String> = self.scopes.values().collect();
-        let asked: BTreeSet<&String> =
-            self.versions.keys().filter(|(kind, _)| *kind == Kind::ScopedRoute).map(|(_, name)| name).collect();
-        let unused: Vec<String> = asked.difference(&used).map(|name| (*name).clone()).collect();
+        let asked = self.routes_asked.iter();
+        let unused: Vec<String> = asked.filter(|name| !used.contains(name)).cloned().collect();
         let new: Vec<String> = used
             .into_iter()
             .filter(|name| response.resources.iter().any(|r| **name == format!("{}/routes", r.name)))
-            .filter(|name| !self.routes.contains_key(*name))
+            .filter(|name| !self.routes_asked.contains(*name))
             .cloned()
             .collect();
         self.routes.retain(|name, _| !unused.contains(name));
