@@ -119,6 +119,11 @@ impl Core {
         self.streams.get_mut(&id)?.next(&mut self.cache)
     }
 
+    /// The oldest response on a stream that its client has not answered.
+    pub fn unanswered(&self, id: StreamId) -> Option<u64> {
+        self.streams.get(&id)?.unanswered()
+    }
+
     /// Streams that have asked for listeners.
     pub fn gateways(&self) -> Vec<StreamId> {
         self.streams.iter().filter(|(_, stream)| stream.is_gateway()).map(|(id, _)| *id).collect()

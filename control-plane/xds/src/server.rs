@@ -4,7 +4,10 @@
 //! every stream. Reading and writing share one task per stream; dropping it closes the stream in the core.
 
 mod codec;
+mod patience;
 mod service;
+#[cfg(test)]
+mod tests;
 
 pub use self::service::{ROUTES, SCOPES};
 
@@ -13,7 +16,10 @@ use std::{
     fmt,
     future::Future,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,6 +28,7 @@ use parking_lot::Mutex;
 use tokio::{
     net::TcpListener,
     sync::{Notify, mpsc, watch},
+    task::JoinHandle,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 
@@ -42,8 +49,19 @@ struct Shared {
 }
 
 struct Client {
-    wake: Arc<Notify>,
+    link: Arc<Link>,
     peer: Option<IpAddr>,
+}
+
+/// Between the task of a stream and the others.
+#[derive(Default)]
+struct Link {
+    /// There may be something to send.
+    wake: Notify,
+    /// Something was sent.
+    sent: Notify,
+    /// The client did not answer for too long.
+    abandoned: AtomicBool,
 }
 
 /// Who asks: what a gateway says about itself in its first message.
@@ -79,19 +97,28 @@ pub enum Error {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    keepalive: Keepalive,
+}
+
+/// A connection that is silent for so long is asked for a sign of life, and ended when none comes in time.
+#[derive(Debug, Clone, Copy)]
+struct Keepalive {
+    interval: Duration,
+    timeout: Duration,
 }
 
 /// Ends the stream in the core, whatever ends the task.
 struct Connection {
     xds: Xds,
     id: StreamId,
-    notify: Arc<Notify>,
+    link: Arc<Link>,
     peer: Option<IpAddr>,
+    /// Watches whether the client answers.
+    patience: JoinHandle<()>,
 }
 
 /// As upstream: a gateway may ping this often, and one that does not answer is gone.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE: Keepalive = Keepalive { interval: Duration::from_secs(20), timeout: Duration::from_secs(10) };
 
 // === impl Xds ===
 
@@ -140,7 +167,7 @@ impl Xds {
         }
         let streams = self.0.streams.lock();
         for client in ready.iter().filter_map(|id| streams.get(id)) {
-            client.wake.notify_one();
+            client.link.wake.notify_one();
         }
         result
     }
@@ -160,10 +187,21 @@ impl Xds {
 
     fn connect(&self, protocol: Protocol, peer: Option<SocketAddr>) -> Connection {
         let id = self.0.core.lock().open(protocol);
-        let notify = Arc::new(Notify::new());
+        let link = Arc::new(Link::default());
         let peer = peer.map(|peer| peer.ip().to_canonical());
-        self.0.streams.lock().insert(id, Client { wake: notify.clone(), peer });
-        Connection { xds: self.clone(), id, notify, peer }
+        self.0.streams.lock().insert(id, Client { link: link.clone(), peer });
+        let patience = tokio::spawn(patience::watch(self.clone(), id, link.clone()));
+        Connection { xds: self.clone(), id, link, peer, patience }
+    }
+
+    /// The stream counts no more; it is ended when its client takes notice.
+    fn abandon(&self, id: StreamId) {
+        let client = self.0.streams.lock().remove(&id);
+        self.with(|core| core.close(id));
+        if let Some(client) = client {
+            client.link.abandoned.store(true, Ordering::Release);
+            client.link.wake.notify_one();
+        }
     }
 }
 
@@ -185,7 +223,7 @@ impl Server {
     pub async fn bind(address: SocketAddr) -> Result<Self, Error> {
         let listener = TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })?;
         let address = listener.local_addr().map_err(|source| Error::Bind { address, source })?;
-        Ok(Server { listener, address })
+        Ok(Server { listener, address, keepalive: KEEPALIVE })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -199,8 +237,8 @@ impl Server {
         let address = self.address;
         let server = tonic::transport::Server::builder()
             .max_concurrent_streams(1_000_000)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+            .http2_keepalive_interval(Some(self.keepalive.interval))
+            .http2_keepalive_timeout(Some(self.keepalive.timeout));
         let (close, closing) = watch::channel(false);
         let door = Door { views: Arc::new(views), closing };
         let closing = async {
@@ -234,12 +272,20 @@ impl Connection {
         let mut core = self.xds.0.core.lock();
         let response = core.next(self.id);
         self.xds.tell(&core);
+        if response.is_some() {
+            self.link.sent.notify_one();
+        }
         response
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.link.abandoned.load(Ordering::Acquire)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.patience.abort();
         self.xds.0.streams.lock().remove(&self.id);
         self.xds.with(|core| core.close(self.id));
         tracing::debug!(stream = self.id, "xDS stream closed");

@@ -117,6 +117,11 @@ impl Stream {
         self.subs.iter().any(|sub| sub.flight.is_none() && (!sub.dirty.is_empty() || !sub.gone.is_empty()))
     }
 
+    /// The oldest response that the client has not answered.
+    pub(super) fn unanswered(&self) -> Option<u64> {
+        self.subs.iter().filter_map(|sub| Some(sub.flight.as_ref()?.nonce)).min()
+    }
+
     pub(super) fn describe(&self) -> String {
         let mut out = format!("node {:?}, {:?}", self.node, self.protocol);
         for kind in Kind::ALL {
@@ -124,12 +129,16 @@ impl Stream {
             let few = |names: &mut dyn Iterator<Item = &Name>| names.take(5).cloned().collect::<Vec<_>>();
             if sub.started {
                 out += &format!(
-                    "; {kind}: holds {}, in flight {}, changed {:?}, gone {:?}, expected {:?}, refused {:?}",
+                    "; {kind}: holds {}, in flight {}, changed {} {:?}, gone {} {:?}, expected {} {:?}, refused {} {:?}",
                     sub.held.len(),
                     sub.flight.as_ref().map_or(0, |flight| flight.items.len()),
+                    sub.dirty.len(),
                     few(&mut sub.dirty.keys()),
+                    sub.gone.len(),
                     few(&mut sub.gone.keys()),
+                    sub.expected.len(),
                     few(&mut sub.expected.keys()),
+                    sub.refused.len(),
                     few(&mut sub.refused.keys()),
                 );
             }

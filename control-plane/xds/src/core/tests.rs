@@ -214,6 +214,75 @@ fn a_refused_host_is_recovered_by_its_next_version() {
 }
 
 #[test]
+fn what_stands_in_the_place_of_a_refused_host_outlives_the_control_plane() {
+    // Every order of the first requests after the one for clusters.
+    for order in 0..24 {
+        let order = [0, order / 6, order / 2 % 3, order % 2];
+        for names_culprits in [false, true] {
+            let mut publisher = Publisher::new();
+            let mut client = Client::scoped(names_culprits);
+            client.connect(&mut publisher.core);
+            publisher.host(0, 0, &[0], false);
+            publisher.host(1, 0, &[1], false);
+            while client.exchange(&mut publisher.core) {}
+            // It would go to another cluster.
+            publisher.host(0, 0, &[2], true);
+            while client.exchange(&mut publisher.core) {}
+            for n in 2..5 {
+                publisher.restart();
+                client.forget_stream();
+                client.connect(&mut publisher.core);
+                client.reorder(&order);
+                let served = |client: &Client| client.tables["t0"].get("h0") == Some(&vec!["c0".to_owned()]);
+                while client.exchange(&mut publisher.core) {
+                    assert!(served(&client), "{order:?}: {:?}", publisher.core.describe());
+                }
+                assert!(client.clusters.contains_key("c0") && client.endpoints.contains_key("c0"), "{order:?}");
+                assert!(!client.warming.contains("c0"));
+                publisher.check(&client);
+                // Others go on.
+                publisher.host(n, n % 2, &[1], false);
+                publisher.remove_host(n - 1);
+                while client.exchange(&mut publisher.core) {
+                    assert!(served(&client), "{order:?}: {:?}", publisher.core.describe());
+                }
+                publisher.check(&client);
+            }
+            publisher.host(0, 0, &[1], false);
+            while client.exchange(&mut publisher.core) {}
+            publisher.check(&client);
+            assert!(!client.clusters.contains_key("c0"), "nobody needs it any more");
+        }
+    }
+}
+
+/// What a stream has to remember is bounded by what there is, not by how often it changed.
+#[test]
+fn a_stream_that_stands_still_remembers_each_name_once() {
+    let mut publisher = Publisher::new();
+    let mut client = Client::scoped(false);
+    client.connect(&mut publisher.core);
+    for host in 0..5 {
+        publisher.host(host, 0, &[host % 4], false);
+    }
+    for _ in 0..6 {
+        client.exchange(&mut publisher.core);
+    }
+    let mut before = None;
+    for _ in 0..3 {
+        for round in 0..200 {
+            publisher.host(round % 5, round % 2, &[round % 4], false);
+            publisher.endpoints(round % 4);
+            publisher.remove_host((round + 3) % 5);
+        }
+        let now = publisher.core.describe();
+        assert_eq!(*before.get_or_insert_with(|| now.clone()), now);
+    }
+    while client.exchange(&mut publisher.core) {}
+    publisher.check(&client);
+}
+
+#[test]
 fn without_gateways_nothing_is_settled() {
     let mut publisher = Publisher::new();
     publisher.host(0, 0, &[0], false);

@@ -140,6 +140,9 @@ impl<R: Incoming> Session<R> {
     /// The next response; `None` when the client has ended the stream or we must.
     async fn next(&mut self) -> Result<Option<Response>, Status> {
         loop {
+            if self.connection.as_ref().is_some_and(Connection::is_abandoned) {
+                return Err(Status::deadline_exceeded("no answer to a response for too long; connect again"));
+            }
             if let Some(connection) = &self.connection
                 && let Some(response) = connection.next()
             {
@@ -149,7 +152,7 @@ impl<R: Incoming> Session<R> {
             }
             let work = async {
                 match &self.connection {
-                    Some(connection) => connection.notify.notified().await,
+                    Some(connection) => connection.link.wake.notified().await,
                     None => std::future::pending().await,
                 }
             };
