@@ -195,9 +195,7 @@ impl Role {
             self.ingresses.list().into_iter().filter(|ingress| self.is_served(ingress)).collect();
         sort_by_age(&mut all);
         tracing::info!("Priming the config with {} ingresses", all.len());
-        for ingress in &all {
-            self.views.apply(ingress);
-        }
+        self.views.prime(&all);
         all.iter().filter_map(|ingress| Some((ObjectKey::of(&**ingress), ingress.resource_version()?))).collect()
     }
 

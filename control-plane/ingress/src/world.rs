@@ -77,6 +77,14 @@ pub struct World<O> {
     wild: BTreeSet<ObjectKey>,
     /// Those that wait for a host of another, by host.
     blocked: HashMap<String, BTreeSet<ObjectKey>>,
+    /// Listeners are made later, for many Ingresses at once.
+    postponed: Option<Postponed>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Postponed {
+    Nothing,
+    Listeners,
 }
 
 /// One Ingress.
@@ -149,9 +157,31 @@ impl<O: Objects> World<O> {
             refused: BTreeMap::new(),
             wild: BTreeSet::new(),
             blocked: HashMap::new(),
+            postponed: None,
         };
         world.reconfigure();
         world
+    }
+
+    /// Many changes at once, as at the start: listeners, which have a part for every certificate, are made once, after
+    /// all the rest.
+    pub fn together<T>(&mut self, changes: impl FnOnce(&mut Self) -> T) -> T {
+        self.postponed = Some(Postponed::Nothing);
+        let result = changes(self);
+        if self.postponed.take() == Some(Postponed::Listeners) {
+            let mut change = Change::default();
+            self.update_listeners(&mut change);
+            self.xds.publish(change);
+        }
+        result
+    }
+
+    fn update_listeners(&mut self, change: &mut Change) {
+        if let Some(postponed) = &mut self.postponed {
+            *postponed = Postponed::Listeners;
+            return;
+        }
+        self.listeners.update(&self.options, &self.usable, &self.certificates, self.wild.is_empty(), change);
     }
 
     /// An Ingress appeared or changed. Returns others that may go on because of it.
@@ -314,7 +344,7 @@ impl<O: Objects> World<O> {
         let _changed = if live.scopes.wild { self.wild.insert(key.clone()) } else { self.wild.remove(key) };
         let names = self.certificates.assign(key, &old.certificates, pairs, &mut change);
         if names || before != self.wild.is_empty() {
-            self.listeners.update(&self.options, &self.usable, &self.certificates, self.wild.is_empty(), &mut change);
+            self.update_listeners(&mut change);
         }
         for name in old.scopes.routes() {
             self.hosts.remove(name);

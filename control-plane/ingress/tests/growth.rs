@@ -8,10 +8,16 @@ use ingress::{
     Options,
     world::{Objects, World},
 };
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::{
+    ByteString,
+    api::{
+        core::v1::{Secret, Service},
+        discovery::v1::EndpointSlice,
+    },
+};
 use parking_lot::Mutex;
 use serde_json::json;
-use xds::Xds;
+use xds::{Kind, Xds};
 
 const INGRESSES: usize = 10_000;
 const ROUNDS: usize = 2;
@@ -56,6 +62,57 @@ fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// One certificate under every name.
+struct Secured(Arc<Secret>);
+
+impl Objects for Secured {
+    fn service(&self, _: &ObjectKey) -> Option<Arc<Service>> {
+        None
+    }
+
+    fn slices(&self, _: &ObjectKey) -> Vec<Arc<EndpointSlice>> {
+        Vec::new()
+    }
+
+    fn secret(&self, _: &ObjectKey) -> Option<Arc<Secret>> {
+        Some(self.0.clone())
+    }
+}
+
+#[test]
+fn many_certificates_at_once_are_one_change_of_the_listeners() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let chain = rcgen::CertificateParams::new(vec!["*.example.com".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let data = [("tls.crt", chain.pem()), ("tls.key", key.serialize_pem())];
+    let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.into_bytes())));
+    let secret = Arc::new(Secret { data: Some(data.into()), ..Default::default() });
+    let secured = |n: usize| {
+        let mut ingress = serde_json::to_value(ingress(&format!("i{n}"))).unwrap();
+        let tls = json!([{"hosts": [format!("i{n}.example.com")], "secretName": format!("s{n}"),
+            "secretNamespace": "default"}]);
+        ingress["spec"]["tls"] = tls;
+        serde_json::from_value::<Ingress>(ingress).unwrap()
+    };
+    let listeners = |together: bool| {
+        let (xds, _events) = Xds::new();
+        let mut world = World::new(Secured(secret.clone()), xds.clone(), &Options::default());
+        let apply = |world: &mut World<Secured>| {
+            for n in 0..100 {
+                world.apply(&secured(n));
+                let made = xds.resource(Kind::Listener, "listener_8443").is_some();
+                assert_eq!(made, !together, "they come last");
+            }
+        };
+        if together {
+            world.together(apply)
+        } else {
+            apply(&mut world)
+        }
+        ["listener_8080", "listener_8443", "listener_9443"].map(|name| xds.resource(Kind::Listener, name).unwrap())
+    };
+    assert_eq!(listeners(true), listeners(false));
 }
 
 #[test]

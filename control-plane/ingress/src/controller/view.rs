@@ -91,6 +91,21 @@ impl Views {
         self.iter().zip(parts).filter_map(|(view, part)| Some((&**view, part?))).collect()
     }
 
+    /// What there is at the start.
+    pub(super) fn prime(&self, ingresses: &[Arc<Ingress>]) {
+        let parts: Vec<Vec<Option<Part>>> = ingresses.iter().map(|ingress| self.0.fleets.parts(ingress)).collect();
+        for (fleet, view) in self.iter().enumerate() {
+            view.world.lock().together(|world| {
+                let carried =
+                    ingresses.iter().zip(&parts).filter_map(|(ingress, parts)| Some((ingress, parts[fleet]?)));
+                for (ingress, part) in carried {
+                    // Whoever would go on because of it comes later anyway.
+                    drop(world.apply_part(ingress, part));
+                }
+            });
+        }
+    }
+
     pub(super) fn apply(&self, ingress: &Ingress) -> BTreeSet<ObjectKey> {
         let parts = self.0.fleets.parts(ingress);
         let key = ObjectKey::of(ingress);
