@@ -47,12 +47,24 @@ pub fn pair(secret: &Secret) -> Result<Pair, String> {
 /// If nothing is left.
 pub fn trust_chain(routing: &Secret, bundles: &BTreeMap<String, String>) -> Result<Vec<u8>, String> {
     let ca = routing.data.as_ref().and_then(|data| data.get("ca.crt")).map(|ByteString(bytes)| bytes.as_slice());
-    let mut chain = Vec::new();
     let all = ca.map(|ca| ("routing-serving-certs", ca)).into_iter();
-    for (name, pem) in all.chain(bundles.iter().map(|(name, pem)| (name.as_str(), pem.as_bytes()))) {
-        if pem.is_empty() {
-            continue;
-        }
+    let chain = join(all.chain(bundles.iter().map(|(name, pem)| (name.as_str(), pem.as_bytes()))));
+    match chain.is_empty() {
+        false => Ok(chain),
+        true => Err("failed to build trust-chain, as no valid CA certificate was provided. Please make sure to \
+                     provide a valid trust-bundle before enabling `system-internal-tls`"
+            .to_owned()),
+    }
+}
+
+/// The certificates of all bundles; empty if there are none.
+pub fn bundled(bundles: &BTreeMap<String, String>) -> Vec<u8> {
+    join(bundles.iter().map(|(name, pem)| (name.as_str(), pem.as_bytes())))
+}
+
+fn join<'a>(parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> Vec<u8> {
+    let mut chain = Vec::new();
+    for (name, pem) in parts.filter(|(_, pem)| !pem.is_empty()) {
         if let Err(error) = only_certificates(pem) {
             tracing::warn!(source = name, error, "ignored as a trust bundle");
             continue;
@@ -60,12 +72,7 @@ pub fn trust_chain(routing: &Secret, bundles: &BTreeMap<String, String>) -> Resu
         chain.extend_from_slice(pem);
         chain.push(b'\n');
     }
-    match chain.is_empty() {
-        false => Ok(chain),
-        true => Err("failed to build trust-chain, as no valid CA certificate was provided. Please make sure to \
-                     provide a valid trust-bundle before enabling `system-internal-tls`"
-            .to_owned()),
-    }
+    chain
 }
 
 fn only_certificates(pem: &[u8]) -> Result<(), String> {

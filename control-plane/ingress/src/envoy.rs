@@ -23,7 +23,7 @@ pub use self::{
     filters::{AUTHORIZATION_CLUSTER, TRACING_CLUSTER},
     listener::{Chain, Listener, Routes, listener},
     route::{host, scope, scoped_routes, table},
-    tls::{TRUST, certificate, trust},
+    tls::{AUTHORIZER_TRUST, TRUST, certificate, trust},
 };
 use crate::model::Headers;
 

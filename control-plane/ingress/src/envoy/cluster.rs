@@ -56,8 +56,8 @@ pub fn cluster(cluster: &model::Cluster) -> Cluster {
     out
 }
 
-/// Where authorization is asked for.
-pub fn authorization_cluster(from: &Authorization) -> Cluster {
+/// Where authorization is asked for. `bundled`: over TLS its certificate is signed by a trust bundle.
+pub fn authorization_cluster(from: &Authorization, bundled: bool) -> Cluster {
     let mut out = service(AUTHORIZATION_CLUSTER, &from.host, from.port);
     let protocol = match from.protocol {
         AuthorizationProtocol::Grpc => ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default()),
@@ -67,7 +67,7 @@ pub fn authorization_cluster(from: &Authorization) -> Cluster {
     };
     speak(&mut out, protocol);
     if from.protocol == AuthorizationProtocol::Https {
-        out.transport_socket = Some(tls::named(&from.host));
+        out.transport_socket = Some(tls::named(&from.host, bundled));
     }
     out
 }

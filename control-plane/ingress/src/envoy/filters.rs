@@ -16,7 +16,10 @@ use envoy_types::{
                 },
                 network::http_connection_manager::v3::{HttpFilter, http_connection_manager::Tracing, http_filter},
             },
-            r#type::v3::Percent,
+            r#type::{
+                matcher::v3::{ListStringMatcher, StringMatcher, string_matcher::MatchPattern},
+                v3::Percent,
+            },
         },
         google::protobuf::Any,
     },
@@ -36,7 +39,8 @@ const AUTHORIZATION_FILTER: &str = "envoy.filters.http.ext_authz";
 const TRACING_GRPC_TIMEOUT: Duration = Duration::from_millis(250);
 const TRACING_HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) fn authorization(from: &Authorization) -> HttpFilter {
+/// The authorizer is not told of headers named `hidden`, which clients did not send.
+pub(super) fn authorization(from: &Authorization, hidden: &[&str]) -> HttpFilter {
     let timeout = duration(from.timeout);
     let client = HeaderValue { key: "client".to_owned(), value: "kourier".to_owned(), ..Default::default() };
     let address = format!("{}:{}", from.host, from.port);
@@ -73,6 +77,8 @@ pub(super) fn authorization(from: &Authorization) -> HttpFilter {
             pack_as_bytes: from.pack_as_bytes,
         }),
         services: Some(services),
+        disallowed_headers: (!hidden.is_empty())
+            .then(|| ListStringMatcher { patterns: hidden.iter().map(|name| exact(name)).collect() }),
         ..Default::default()
     };
     HttpFilter {
@@ -116,6 +122,10 @@ pub(super) fn tracing(from: &options::Tracing) -> Tracing {
         }),
         ..Default::default()
     }
+}
+
+fn exact(text: &str) -> StringMatcher {
+    StringMatcher { match_pattern: Some(MatchPattern::Exact(text.to_owned())), ..Default::default() }
 }
 
 fn check(words: &Headers) -> CheckSettings {

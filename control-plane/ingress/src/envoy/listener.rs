@@ -125,7 +125,8 @@ fn manager(listener: &Listener, routes: Routes) -> HttpConnectionManager {
     let by_scope = routes == Routes::Scopes;
     // Which filters there are for an upgrade is decided by the route, which hosts with capitals do not have yet.
     let websocket = UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() };
-    let authorization = settings.authorization.as_ref().map(filters::authorization);
+    let hidden: &[&str] = if by_scope { &[scopes::SCOPE_HEADER] } else { &[] };
+    let authorization = settings.authorization.as_ref().map(|from| filters::authorization(from, hidden));
     let filters = by_scope.then(scopes::correction).into_iter().chain(authorization).chain([router]);
     HttpConnectionManager {
         stat_prefix: "ingress_http".to_owned(),

@@ -28,6 +28,10 @@ use crate::model::Identity;
 
 /// The secret that holds the certificates of those who may sign for backends.
 pub const TRUST: &str = "trust-chain";
+/// The same for the external authorizer.
+pub const AUTHORIZER_TRUST: &str = "authorizer-trust";
+/// Where Envoy's image has the authorities of its distribution.
+const SYSTEM_TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 const SOCKET: &str = "envoy.transport_sockets.tls";
 const POLL_DELAY: Duration = Duration::from_millis(10);
@@ -63,9 +67,10 @@ pub fn certificate(name: &str, chain: &[u8], key: &[u8], cryptomb: bool) -> Secr
     Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(certificate)) }
 }
 
-pub fn trust(chain: &[u8]) -> Secret {
+/// Who may sign, as a secret of this name.
+pub fn trust(name: &str, chain: &[u8]) -> Secret {
     let context = CertificateValidationContext { trusted_ca: inline(chain), ..Default::default() };
-    Secret { name: TRUST.to_owned(), r#type: Some(secret::Type::ValidationContext(context)) }
+    Secret { name: name.to_owned(), r#type: Some(secret::Type::ValidationContext(context)) }
 }
 
 pub(super) fn downstream<'a>(secret: &str, cipher_suites: impl Iterator<Item = &'a String>) -> TransportSocket {
@@ -93,14 +98,6 @@ pub(super) fn upstream(identity: &Identity, http2: bool) -> TransportSocket {
         ..Default::default()
     });
     let checks = CertificateValidationContext { match_typed_subject_alt_names: names.collect(), ..Default::default() };
-    let combined = CombinedCertificateValidationContext {
-        default_validation_context: Some(checks),
-        validation_context_sds_secret_config: Some(SdsSecretConfig {
-            name: TRUST.to_owned(),
-            sds_config: Some(ads(None)),
-        }),
-        ..Default::default()
-    };
     let common = CommonTlsContext {
         alpn_protocols: if http2 { vec!["h2".to_owned()] } else { Vec::new() },
         tls_params: Some(TlsParameters {
@@ -108,18 +105,52 @@ pub(super) fn upstream(identity: &Identity, http2: bool) -> TransportSocket {
             tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,
             ..Default::default()
         }),
-        validation_context_type: Some(ValidationContextType::CombinedValidationContext(combined)),
+        validation_context_type: Some(ValidationContextType::CombinedValidationContext(trusting(checks, TRUST))),
         ..Default::default()
     };
     socket(pack_any(UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() }))
 }
 
-/// TLS to a server outside, by its name; addresses are no server names.
-pub(super) fn named(server: &str) -> TransportSocket {
-    let common = CommonTlsContext::default();
-    let sni = if server.parse::<std::net::IpAddr>().is_ok() { String::new() } else { server.to_owned() };
-    let context = UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() };
-    socket(pack_any(context))
+/// TLS to a server by its name or address, which its certificate must have. `bundled`: signed by what is published as
+/// [`AUTHORIZER_TRUST`]; otherwise by somebody whom the gateway's own system believes.
+pub(super) fn named(server: &str, bundled: bool) -> TransportSocket {
+    let is_address = server.parse::<std::net::IpAddr>().is_ok();
+    let name = SubjectAltNameMatcher {
+        san_type: if is_address { SanType::IpAddress } else { SanType::Dns } as i32,
+        matcher: Some(StringMatcher {
+            match_pattern: Some(MatchPattern::Exact(server.to_owned())),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let checks = CertificateValidationContext { match_typed_subject_alt_names: vec![name], ..Default::default() };
+    let system = || DataSource {
+        specifier: Some(data_source::Specifier::Filename(SYSTEM_TRUST.to_owned())),
+        ..Default::default()
+    };
+    let validation = match bundled {
+        true => ValidationContextType::CombinedValidationContext(trusting(checks, AUTHORIZER_TRUST)),
+        false => ValidationContextType::ValidationContext(CertificateValidationContext {
+            trusted_ca: Some(system()),
+            ..checks
+        }),
+    };
+    let common = CommonTlsContext { validation_context_type: Some(validation), ..Default::default() };
+    // Addresses are no server names.
+    let sni = if is_address { String::new() } else { server.to_owned() };
+    socket(pack_any(UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() }))
+}
+
+/// These checks of a certificate that is signed by one of a secret.
+fn trusting(checks: CertificateValidationContext, secret: &str) -> CombinedCertificateValidationContext {
+    CombinedCertificateValidationContext {
+        default_validation_context: Some(checks),
+        validation_context_sds_secret_config: Some(SdsSecretConfig {
+            name: secret.to_owned(),
+            sds_config: Some(ads(None)),
+        }),
+        ..Default::default()
+    }
 }
 
 fn socket(config: Any) -> TransportSocket {

@@ -9,7 +9,7 @@ use super::{Objects, World, host_name, scopes};
 use crate::{
     certificate, envoy,
     model::Table,
-    options::Settings,
+    options::{AuthorizationProtocol, Settings},
     translate::{self, Context},
 };
 
@@ -50,13 +50,14 @@ impl<O: Objects> World<O> {
 
     /// A trust bundle changed. Returns the Ingresses that must be translated again.
     pub fn trust_bundles(&mut self) -> BTreeSet<ObjectKey> {
-        if self.settings.internal_tls { self.reconfigure() } else { BTreeSet::new() }
+        if self.settings.internal_tls || self.asks_over_tls() { self.reconfigure() } else { BTreeSet::new() }
     }
 
     pub(super) fn reconfigure(&mut self) -> BTreeSet<ObjectKey> {
         let mut change = Change::default();
         let before = (self.context, self.trust.clone());
         self.refresh_trust(&mut change);
+        self.refresh_authorizer_trust(&mut change);
         let mut usable = self.settings.clone();
         let mut pairs = BTreeMap::new();
         for whole in [&mut usable.certificate, &mut usable.cluster_certificate] {
@@ -98,6 +99,25 @@ impl<O: Objects> World<O> {
         self.ingresses.keys().cloned().collect()
     }
 
+    fn asks_over_tls(&self) -> bool {
+        let authorization = self.settings.authorization.as_ref();
+        authorization.is_some_and(|authorization| authorization.protocol == AuthorizationProtocol::Https)
+    }
+
+    fn refresh_authorizer_trust(&mut self, change: &mut Change) {
+        let chain = match self.asks_over_tls() {
+            true => certificate::bundled(&self.objects.trust_bundles()),
+            false => Vec::new(),
+        };
+        let was_bundled = std::mem::replace(&mut self.listeners.bundled, !chain.is_empty());
+        if !chain.is_empty() {
+            let message = envoy::trust(envoy::AUTHORIZER_TRUST, &chain);
+            change.set.push(Resource::new(Kind::Secret, envoy::AUTHORIZER_TRUST, Version::of(&chain), &message));
+        } else if was_bundled {
+            change.remove.push((Kind::Secret, envoy::AUTHORIZER_TRUST.into()));
+        }
+    }
+
     fn refresh_trust(&mut self, change: &mut Change) {
         let was_on = self.trust == Trust::On;
         self.trust = if self.settings.internal_tls {
@@ -108,7 +128,12 @@ impl<O: Objects> World<O> {
             match secret.and_then(|secret| certificate::trust_chain(&secret, &self.objects.trust_bundles())) {
                 Ok(chain) => {
                     let version = Version::of(&chain);
-                    change.set.push(Resource::new(Kind::Secret, envoy::TRUST, version, &envoy::trust(&chain)));
+                    change.set.push(Resource::new(
+                        Kind::Secret,
+                        envoy::TRUST,
+                        version,
+                        &envoy::trust(envoy::TRUST, &chain),
+                    ));
                     Trust::On
                 }
                 // Clusters that trust somebody keep doing so: the last good chain stays published.

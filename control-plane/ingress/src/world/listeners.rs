@@ -16,6 +16,8 @@ pub(super) struct Listeners {
     published: BTreeMap<Name, Version>,
     /// Clusters that listeners need.
     clusters: BTreeMap<Name, Version>,
+    /// The external authorizer's certificate is signed by a trust bundle.
+    pub(super) bundled: bool,
 }
 
 /// The table that a listener serves.
@@ -110,14 +112,20 @@ impl Listeners {
     fn clusters(&mut self, settings: &Settings, change: &mut Change) {
         let authorization = settings.authorization.as_ref();
         let tracing = settings.tracing.as_ref();
+        let bundled = self.bundled;
+        let asked = |a| (Version::of(&(a, bundled)), envoy::authorization_cluster(a, bundled));
         let wanted = [
-            (envoy::AUTHORIZATION_CLUSTER, authorization.map(|a| (Version::of(a), envoy::authorization_cluster(a)))),
+            (envoy::AUTHORIZATION_CLUSTER, authorization.map(asked)),
             (envoy::TRACING_CLUSTER, tracing.map(|t| (Version::of(t), envoy::tracing_cluster(t)))),
         ];
         for (name, wanted) in wanted {
             match wanted {
                 Some((version, message)) if self.clusters.get(name) != Some(&version) => {
-                    change.set.push(Resource::new(Kind::Cluster, name, version, &message));
+                    let mut resource = Resource::new(Kind::Cluster, name, version, &message);
+                    if name == envoy::AUTHORIZATION_CLUSTER && bundled {
+                        resource = resource.requires(Kind::Secret, envoy::AUTHORIZER_TRUST);
+                    }
+                    change.set.push(resource);
                     self.clusters.insert(name.into(), version);
                 }
                 Some(_) => {}

@@ -116,7 +116,7 @@ impl<O: Objects> World<O> {
             owners.extend(used.users.iter().cloned());
         }
         if let (Event::Rejected { kind: Kind::Secret, .. } | Event::Recovered { kind: Kind::Secret, .. }, false) =
-            (event, &**name == envoy::TRUST)
+            (event, [envoy::TRUST, envoy::AUTHORIZER_TRUST].contains(&&**name))
         {
             owners.extend(self.certificates.users_of(name));
         }

@@ -23,7 +23,7 @@ use tonic::{Response, Status, transport::Server};
 
 use crate::{
     settings::{asking, start},
-    support::{Backend, Certificate, Request, Rig, free_ports},
+    support::{Authority, Backend, Certificate, Request, Rig, free_ports},
 };
 
 /// Lets in what asks for `/success`, and remembers what it was asked.
@@ -95,7 +95,9 @@ async fn over_grpc_with_the_words_of_the_ingress_and_bodies_as_bytes() {
         let word = |name: &str| attributes.context_extensions.get(name).map(String::as_str);
         assert_eq!((word("client"), word("visibility")), (Some("kourier"), Some("ExternalIP")));
         assert_eq!((word("team"), client.as_str()), (Some("blue"), "kourier"));
-        assert_eq!(attributes.request.unwrap().http.unwrap().raw_body, [0, 159, 146, 150]);
+        let http = attributes.request.unwrap().http.unwrap();
+        assert_eq!(http.raw_body, [0, 159, 146, 150]);
+        assert!(http.headers.keys().all(|name| !name.starts_with("x-postrider")), "{:?}", http.headers);
         // Nobody to ask: closed, unless it may be open.
         ask(nobody, false);
         rig.until("refusals", async || status(&rig, "/success").await == 403).await;
@@ -105,11 +107,10 @@ async fn over_grpc_with_the_words_of_the_ingress_and_bodies_as_bytes() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_https() {
-    let Some((rig, _backend)) = start(false).await else { return };
-    let acceptor = Certificate::new(&["authorizer.example.com"]).acceptor();
-    let authorizer = Backend::connections(move |stream| {
+/// Over TLS with this certificate.
+async fn secured(certificate: &Certificate) -> Backend {
+    let acceptor = certificate.acceptor();
+    Backend::connections(move |stream| {
         let acceptor = acceptor.clone();
         async move {
             let Ok(stream) = acceptor.accept(stream).await else { return };
@@ -121,13 +122,36 @@ async fn over_https() {
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         }
     })
-    .await;
-    rig.configure(|settings| {
-        let authorization = asking(authorizer.address);
-        settings.authorization = Some(Authorization { protocol: AuthorizationProtocol::Https, ..authorization });
-    });
-    rig.ready("app").await;
-    rig.until("permission", async || status(&rig, "/success").await == 200).await;
-    assert_eq!(status(&rig, "/").await, 403);
-    assert_eq!(rig.rejections().await, 0);
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_https_only_an_authorizer_that_proves_its_name_is_believed() {
+    for state_of_the_world in [false, true] {
+        let Some((rig, _backend)) = start(state_of_the_world).await else { return };
+        let authority = Authority::new("bundled");
+        let good = secured(&authority.issue(&["127.0.0.1"])).await;
+        let misnamed = secured(&authority.issue(&["authorizer.example.com"])).await;
+        let unknown = secured(&Certificate::new(&["127.0.0.1"])).await;
+        let ask = |authorizer: &Backend| {
+            let authorization = asking(authorizer.address);
+            rig.configure(|settings| {
+                settings.authorization =
+                    Some(Authorization { protocol: AuthorizationProtocol::Https, ..authorization });
+            });
+        };
+        // Nobody's system believes a test.
+        ask(&good);
+        rig.until("refusals", async || status(&rig, "/success").await == 403).await;
+        rig.trust_bundle("bundle", &authority.pem);
+        rig.ready("app").await;
+        rig.until("permission", async || status(&rig, "/success").await == 200).await;
+        assert_eq!(status(&rig, "/").await, 403);
+        for other in [&misnamed, &unknown] {
+            ask(other);
+            rig.until("refusals", async || status(&rig, "/success").await == 403).await;
+            ask(&good);
+            rig.until("permission", async || status(&rig, "/success").await == 200).await;
+        }
+    }
 }
