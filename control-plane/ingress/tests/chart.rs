@@ -177,7 +177,8 @@ fn objects_ports_and_probes_are_those_of_the_contract() {
         assert_eq!(get["httpHeaders"][0]["value"], "internalkourier");
     }
     let drain = container["lifecycle"]["preStop"]["exec"]["command"][2].as_str().unwrap();
-    assert!(drain.contains("/drain_listeners?graceful; sleep $DRAIN_TIME_SECONDS"), "{drain}");
+    assert!(drain.starts_with("curl -X POST http://localhost:9901/drain_listeners?graceful"), "{drain}");
+    assert!(drain.ends_with("; sleep $DRAIN_TIME_SECONDS"), "{drain}");
     let seconds: i64 = container["env"][0]["value"].as_str().unwrap().parse().unwrap();
     assert!(pod["terminationGracePeriodSeconds"].as_i64().unwrap() > seconds);
 }
@@ -223,6 +224,50 @@ fn the_port_with_the_keys_can_be_closed_to_strangers() {
     assert_eq!(rule["ports"][0]["port"], 18000);
     let namespace = &rule["from"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"];
     assert_eq!(namespace, "kourier-system");
+}
+
+#[test]
+fn one_more_release_is_one_more_fleet() {
+    let objects = render_with(|values| {
+        values["controller"]["enabled"] = json!(false);
+        values["createNamespace"] = json!(false);
+        for (name, value) in [
+            ("name", "inside-gateway"),
+            ("nodeId", "inside-gateway"),
+            ("bootstrap", "inside-bootstrap"),
+            ("externalService", "kourier-inside-http"),
+            ("internalService", "kourier-inside"),
+        ] {
+            values["gateway"][name] = json!(value);
+        }
+    });
+    let name = |object: &Value| (object["kind"].as_str().unwrap().to_owned(), object["metadata"]["name"].to_string());
+    let ours: BTreeSet<_> = objects.iter().map(name).collect();
+    let first: BTreeSet<_> = render().iter().map(name).collect();
+    assert!(ours.is_disjoint(&first), "two releases share no object: {ours:?}");
+    assert_eq!(ours.len(), 6);
+    let namespace = "kourier-system";
+    let template = &find(&objects, "Deployment", namespace, "inside-gateway")["spec"]["template"];
+    let volume = &template["spec"]["volumes"][0]["configMap"]["name"];
+    let map = find(&objects, "ConfigMap", namespace, volume.as_str().unwrap());
+    let bootstrap = parse(map["data"]["envoy-bootstrap.yaml"].as_str().unwrap()).remove(0);
+    assert_eq!(bootstrap["node"]["id"], "inside-gateway");
+    for service in ["kourier-inside", "kourier-inside-http"] {
+        let selector = &find(&objects, "Service", namespace, service)["spec"]["selector"]["app"];
+        assert_eq!(*selector, template["metadata"]["labels"]["app"]);
+    }
+    let scaled = &find(&objects, "HorizontalPodAutoscaler", namespace, "inside-gateway")["spec"]["scaleTargetRef"];
+    assert_eq!(scaled["name"], "inside-gateway");
+    find(&objects, "PodDisruptionBudget", namespace, "inside-gateway-pdb");
+
+    // What the values tell to write there is what the controller reads.
+    let gateways = "[{name: inside, node: {id: inside-gateway}, visibility: ClusterLocal, \
+                    internalService: kourier-inside, externalService: kourier-inside-http}]";
+    let objects = render_with(|values| values["controller"]["gateways"] = json!(gateways));
+    let controller = find(&objects, "Deployment", "knative-serving", "net-kourier-controller");
+    let environment = controller["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+    let written = environment.iter().find(|variable| variable["name"] == "KOURIER_GATEWAYS").unwrap();
+    ingress::Fleets::parse(written["value"].as_str().unwrap()).unwrap();
 }
 
 #[test]

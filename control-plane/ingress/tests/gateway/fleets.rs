@@ -120,6 +120,7 @@ fn upstream_bootstrap(xds: SocketAddr, admin: SocketAddr, stats: SocketAddr) -> 
     let template = include_str!("../../../../charts/kourier/templates/bootstrap.yaml");
     let text = template.split_once("envoy-bootstrap.yaml: |\n").unwrap().1;
     text.replace("{{ .Values.gateway.xdsProtocol }}", "GRPC")
+        .replace("{{ .Values.gateway.nodeId }}", "3scale-kourier-gateway")
         .replace("        set_node_on_first_message_only: true\n", "")
         .replace(r#"{address: "::", port_value: 9000, ipv4_compat: true}"#, "{address: 127.0.0.1, port_value: 9000}")
         .replace(

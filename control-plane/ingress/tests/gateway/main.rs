@@ -5,6 +5,8 @@ mod authorization;
 mod certificates;
 mod cluster;
 mod conformance;
+mod crashes;
+mod drain;
 mod fleets;
 mod internal_tls;
 mod permissions;
