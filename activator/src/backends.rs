@@ -108,7 +108,7 @@ impl Treatment {
             concurrency: 0,
             probe_early: true,
             reach: Reach::default(),
-            link: Link::default(),
+            link: Link::plain(),
             service: ServiceRef { key, port: "http" },
         }
     }
@@ -288,7 +288,7 @@ mod tests {
     }
 
     fn treated(treatment: Treatment) -> (Throttler, Arc<Backends>) {
-        let bound = crate::throttler::Bound { per_revision: 1000, total: 1000 };
+        let bound = crate::throttler::Bound { each: 1000, total: 1000 };
         let throttler = Throttler::new(crate::throttler::QueueLimit::new(bound, bound), Policy::default());
         (throttler.clone(), Backends::new(throttler, treatment, Arc::new(Never)))
     }

@@ -48,7 +48,8 @@ struct Args {
     listen_profiling: Option<SocketAddr>,
 }
 
-#[tokio::main]
+/// What is served has threads of its own.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse_from(std::env::args().map(with_two_dashes));
     let env: BTreeMap<String, String> = std::env::vars_os()

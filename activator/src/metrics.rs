@@ -1,13 +1,16 @@
 //! The activator's metrics, named as upstream names them.
 //!
-//! What is in flight is looked up when somebody scrapes, not kept: requests pay for a cold start's observation and
-//! nothing else.
+//! What is in flight is looked up when somebody scrapes, not kept. Requests are noted only where somebody can see it,
+//! and on series that their thread has found before (see `cache`).
+
+mod cache;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, Version};
-use observe::{LATENCY_SECONDS, Registry};
+use observe::{Histogram, LATENCY_SECONDS, Registry};
 
+use self::cache::Cache;
 use crate::{revisions::Revision, sink::Status, stats::Reporter};
 
 const CONCURRENCY: &str = "kn_revision_request_concurrency";
@@ -34,13 +37,44 @@ const HTTP: [Label<'_>; 3] = [
 
 type Label<'a> = (&'static str, &'a str);
 
-/// Where the activator notes what happened.
-#[derive(Clone, Default)]
+/// Where the activator notes what happened. Clones are the same.
+#[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
     /// Whether anybody can see them.
     exported: bool,
+    series: Arc<Found>,
 }
+
+/// Series that were moved before.
+struct Found {
+    served: Cache<Served, [Histogram; 3]>,
+    sent: Cache<Sent, [Histogram; 2]>,
+}
+
+/// What the labels of a request say.
+#[derive(PartialEq, Eq, Hash)]
+struct Served {
+    revision: u64,
+    method: &'static str,
+    version: Version,
+    status: StatusCode,
+    tls: bool,
+    host: u64,
+}
+
+/// What the labels of a request to a pod say.
+#[derive(PartialEq, Eq, Hash)]
+struct Sent {
+    pod: SocketAddr,
+    method: &'static str,
+    version: Version,
+    status: Option<StatusCode>,
+    tls: bool,
+}
+
+/// The longest host that is one by its name; longer ones are no names.
+const LONGEST_HOST: usize = 255;
 
 /// A request, as its metrics see it.
 pub(crate) struct Outcome {
@@ -74,8 +108,10 @@ impl Metrics {
         &self.registry
     }
 
-    pub(crate) fn new(exported: bool) -> Self {
-        Self { registry: Registry::default(), exported }
+    /// Metrics that so many workers move.
+    pub(crate) fn new(exported: bool, workers: usize) -> Self {
+        let series = Found { served: Cache::new(workers), sent: Cache::new(workers) };
+        Self { registry: Registry::default(), exported, series: Arc::new(series) }
     }
 
     /// Whether requests are to be noted one by one.
@@ -85,7 +121,28 @@ impl Metrics {
 
     /// A request has ended.
     pub(crate) fn served(&self, revision: &Revision, outcome: &Outcome) {
-        let (host, port) = outcome.host.rsplit_once(':').unwrap_or((&outcome.host, ""));
+        let host = if outcome.host.len() > LONGEST_HOST { "" } else { &outcome.host };
+        let key = Served {
+            revision: revision.id,
+            method: known(outcome.method.as_str()),
+            version: outcome.version,
+            status: outcome.status,
+            tls: outcome.tls,
+            host: self.series.served.hash(host),
+        };
+        self.series.served.with(
+            key,
+            || self.find_served(revision, outcome, host),
+            |[duration, request, response]| {
+                duration.observe(outcome.total.as_secs_f64());
+                request.observe(outcome.request_bytes as f64);
+                response.observe(outcome.response_bytes as f64);
+            },
+        );
+    }
+
+    fn find_served(&self, revision: &Revision, outcome: &Outcome, host: &str) -> [Histogram; 3] {
+        let (host, port) = host.rsplit_once(':').unwrap_or((host, ""));
         let (method, version) = (known(outcome.method.as_str()), protocol(outcome.version));
         let mut labels = vec![("http_request_method", method), ("http_response_status_code", outcome.status.as_str())];
         labels.extend(all_labels(revision));
@@ -96,48 +153,46 @@ impl Metrics {
             labels.push(("server_port", port));
         }
         labels.push(("url_scheme", if outcome.tls { "https" } else { "http" }));
-        let seconds = outcome.total.as_secs_f64();
-        for (name, help, bounds, value) in [
-            ("http_server_request_duration_seconds", "Duration of HTTP server requests.", LATENCY_SECONDS, seconds),
-            (
-                "http_server_request_body_size_bytes",
-                "Size of HTTP server request bodies.",
-                BYTES,
-                outcome.request_bytes as f64,
-            ),
-            (
-                "http_server_response_body_size_bytes",
-                "Size of HTTP server response bodies.",
-                BYTES,
-                outcome.response_bytes as f64,
-            ),
-        ] {
-            self.registry.histogram(name, help, bounds, &labels).observe(value);
-        }
+        [
+            ("http_server_request_duration_seconds", "Duration of HTTP server requests.", LATENCY_SECONDS),
+            ("http_server_request_body_size_bytes", "Size of HTTP server request bodies.", BYTES),
+            ("http_server_response_body_size_bytes", "Size of HTTP server response bodies.", BYTES),
+        ]
+        .map(|(name, help, bounds)| self.registry.histogram(name, help, bounds, &labels))
     }
 
     /// A pod answered a request, or did not.
     pub(crate) fn sent(&self, exchange: &Exchange<'_>) {
+        let Exchange { pod, version, status, tls, .. } = *exchange;
+        let key = Sent { pod, method: known(exchange.method), version, status, tls };
+        self.series.sent.with(
+            key,
+            || self.find_sent(exchange),
+            |[duration, request]| {
+                duration.observe(exchange.duration.as_secs_f64());
+                request.observe(exchange.bytes as f64);
+            },
+        );
+    }
+
+    fn find_sent(&self, exchange: &Exchange<'_>) -> [Histogram; 2] {
         let port = exchange.pod.port().to_string();
         let address = exchange.pod.ip().to_string();
-        let status = exchange.status.map(|status| status.as_str().to_owned());
         let mut labels = Vec::with_capacity(10);
         if exchange.status.is_none() {
             labels.push(("error_type", "*errors.errorString"));
         }
         labels.push(("http_request_method", known(exchange.method)));
-        labels.extend(status.as_deref().map(|status| ("http_response_status_code", status)));
+        labels.extend(exchange.status.as_ref().map(|status| ("http_response_status_code", status.as_str())));
         labels.extend([("network_protocol_name", "http"), ("network_protocol_version", protocol(exchange.version))]);
         labels.extend(HTTP);
         labels.extend([("server_address", &*address), ("server_port", &*port)]);
         labels.push(("url_scheme", if exchange.tls { "https" } else { "http" }));
-        let (seconds, bytes) = (exchange.duration.as_secs_f64(), exchange.bytes as f64);
-        for (name, help, bounds, value) in [
-            ("http_client_request_duration_seconds", "Duration of HTTP client requests.", LATENCY_SECONDS, seconds),
-            ("http_client_request_body_size_bytes", "Size of HTTP client request bodies.", BYTES, bytes),
-        ] {
-            self.registry.histogram(name, help, bounds, &labels).observe(value);
-        }
+        [
+            ("http_client_request_duration_seconds", "Duration of HTTP client requests.", LATENCY_SECONDS),
+            ("http_client_request_body_size_bytes", "Size of HTTP client request bodies.", BYTES),
+        ]
+        .map(|(name, help, bounds)| self.registry.histogram(name, help, bounds, &labels))
     }
 
     /// Says whose metrics these are.
@@ -188,11 +243,9 @@ impl Metrics {
 }
 
 /// Methods are chosen by clients; those that nobody defined count together.
-fn known(method: &str) -> &str {
-    match method {
-        "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "CONNECT" | "OPTIONS" | "TRACE" => method,
-        _ => "_OTHER",
-    }
+fn known(method: &str) -> &'static str {
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
 }
 
 fn protocol(version: Version) -> &'static str {

@@ -4,7 +4,6 @@
 //! `config-observability` live; tracing is set once at the start, as upstream does it.
 
 use std::{
-    io::Write as _,
     net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Instant,
@@ -13,11 +12,10 @@ use std::{
 use api::config::Observability;
 use arc_swap::ArcSwapOption;
 use controller::Config;
-use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
-use hyper::body::{Body as _, Incoming};
-use net::headers;
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
 use telemetry::{
-    Record, RequestLog,
+    Lines, Record, RequestLog,
     otlp::Otel,
     trace::{Context, Kind, Part, Settings, Tracer, random},
 };
@@ -29,19 +27,13 @@ const SCOPE: &str = "knative.dev/serving/pkg/activator";
 /// What is on. One per process.
 pub(crate) struct Observers {
     log: ArcSwapOption<RequestLog>,
+    lines: Lines,
     tracer: Option<Arc<Tracer>>,
 }
 
 /// A request, described while it was whole.
 pub(crate) struct Described {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    headers: HeaderMap,
-    peer: SocketAddr,
-    tls: bool,
-    length: i64,
-    started: Instant,
+    request: telemetry::Described,
     /// When it began to wait for a pod, and when it had one.
     pub(crate) waiting: OnceLock<Instant>,
     pub(crate) sent: OnceLock<Instant>,
@@ -52,7 +44,12 @@ pub(crate) struct Described {
 
 impl Observers {
     /// Follows `config`; spans carry what identifies this process.
-    pub(crate) fn follow(config: &Config<Observability>, otel: &Otel, resource: Vec<(String, String)>) -> Arc<Self> {
+    pub(crate) fn follow(
+        config: &Config<Observability>,
+        lines: Lines,
+        otel: &Otel,
+        resource: Vec<(String, String)>,
+    ) -> Arc<Self> {
         let tracing = config.load().tracing.clone();
         let tracer = Tracer::start(Settings {
             protocol: &tracing.protocol,
@@ -62,7 +59,7 @@ impl Observers {
             resource,
             scope: SCOPE,
         });
-        let observers = Arc::new(Self { log: ArcSwapOption::empty(), tracer });
+        let observers = Arc::new(Self { log: ArcSwapOption::empty(), lines, tracer });
         observers.set_log(&config.load());
         let (following, source) = (observers.clone(), config.clone());
         config.on_change(move || following.set_log(&source.load()));
@@ -71,7 +68,7 @@ impl Observers {
 
     fn set_log(&self, config: &Observability) {
         let on = config.enable_request_log && !config.request_log_template.is_empty();
-        self.log.store(on.then(|| Arc::new(RequestLog::new(&config.request_log_template))));
+        self.log.store(on.then(|| Arc::new(RequestLog::new(&config.request_log_template, self.lines.clone()))));
     }
 
     pub(crate) fn any(&self) -> bool {
@@ -87,20 +84,8 @@ impl Observers {
 
     /// Describes a request, before anything is done with it.
     pub(crate) fn describe(&self, request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Arc<Described> {
-        let length = if request.body().is_end_stream() {
-            0
-        } else {
-            request.body().size_hint().exact().map_or(-1, |length| i64::try_from(length).unwrap_or(-1))
-        };
         Arc::new(Described {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            headers: request.headers().clone(),
-            peer,
-            tls,
-            length,
-            started: Instant::now(),
+            request: telemetry::Described::new(request, peer, tls),
             waiting: OnceLock::new(),
             sent: OnceLock::new(),
             trace: self.tracer.as_ref().map(|tracer| tracer.context(request.headers())),
@@ -114,17 +99,11 @@ impl Observers {
             seen.spans(tracer, context, revision, status, now);
         }
         let Some(log) = self.log.load_full() else { return };
-        let line = log.line(&Record {
-            method: &seen.method,
-            uri: &seen.uri,
-            version: seen.version,
-            headers: &seen.headers,
-            peer: seen.peer,
-            tls: seen.tls,
-            length: seen.length,
+        log.write(&Record {
+            request: &seen.request,
             status,
             bytes,
-            latency: now - seen.started,
+            latency: now - seen.request.started,
             // As upstream: no pod and no trace.
             revision: &telemetry::Revision {
                 name: revision.key.name.clone(),
@@ -135,8 +114,6 @@ impl Observers {
             },
             traced: false,
         });
-        // One write, so that lines do not mix.
-        let _ = std::io::stdout().lock().write_all(line.as_bytes());
     }
 }
 
@@ -147,9 +124,9 @@ impl Described {
     /// request to the pod, which is the parent that the pod sees.
     fn spans(&self, tracer: &Tracer, context: &Context, revision: &Revision, status: StatusCode, now: Instant) {
         let part = |name, kind, id, parent, start, end| Part { name, kind, id, parent, start, end };
-        let path = if self.uri.path().is_empty() { "/" } else { self.uri.path() };
-        let request = format!("{} {path}", self.method);
-        let mut parts = vec![part("handle", Kind::Server, context.server, context.parent, self.started, now)];
+        let path = if self.request.uri.path().is_empty() { "/" } else { self.request.uri.path() };
+        let request = format!("{} {path}", self.request.method);
+        let mut parts = vec![part("handle", Kind::Server, context.server, context.parent, self.request.started, now)];
         if let Some(waiting) = self.waiting.get() {
             let until = self.sent.get().copied().unwrap_or(now);
             parts.push(part("throttler_try", Kind::Internal, random(), context.server, *waiting, until));
@@ -158,17 +135,13 @@ impl Described {
             parts.push(part("activator_proxy", Kind::Internal, context.proxy, context.server, *sent, now));
             parts.push(part(&request, Kind::Client, context.client, context.proxy, *sent, now));
         }
-        let host = self
-            .uri
-            .authority()
-            .map_or_else(|| headers::text(&self.headers, &http::header::HOST), |authority| authority.as_str());
         let texts = [
-            ("http.request.method", self.method.as_str()),
+            ("http.request.method", self.request.method.as_str()),
             ("k8s.namespace.name", &revision.key.namespace),
             ("kn.configuration.name", &revision.configuration),
             ("kn.revision.name", &revision.key.name),
             ("kn.service.name", &revision.service),
-            ("server.address", host),
+            ("server.address", self.request.host()),
             ("url.path", path),
         ];
         let numbers = [("http.response.status_code", i64::from(status.as_u16()))];

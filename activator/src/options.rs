@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use api::config::Observability;
 use controller::Config;
 use telemetry::{
+    Lines,
     otlp::Otel,
     tls::{TlsSettings, Which},
 };
@@ -32,10 +33,14 @@ pub struct Options {
     /// Whether a mesh wants pods addressed by their Service's name (`enable-mesh-pod-addressability`).
     pub passthrough: bool,
     pub load_balancing: LoadBalancing,
-    /// Idle connections to keep for each pod.
-    pub max_idle: usize,
+    /// Idle connections to keep, for each pod and for all together.
+    pub max_idle: Bound,
+    /// Threads that serve requests; 0: as many as there are processors to use.
+    pub workers: usize,
     /// Request log, tracing and whether profiles are served: `config-observability`, which is followed.
     pub observability: Config<Observability>,
+    /// Where the request log goes.
+    pub request_log: Lines,
     /// OpenTelemetry's own variables.
     pub otel: Otel,
     /// Where profiles are served, if anywhere.
@@ -54,6 +59,8 @@ pub struct Options {
     pub pod_ip: String,
     /// How long one probe of a pod may take before it is repeated on a new connection.
     pub probe_limit: Duration,
+    /// The port of sidecars where they tell that they are ready.
+    pub sidecar_admin_port: u16,
     /// Requests that may wait.
     pub max_waiting: Bound,
     /// Bytes that waiting requests may hold (their headers, and what is received of their bodies).
@@ -63,6 +70,8 @@ pub struct Options {
     /// How long requests in flight may take after that.
     pub drain_limit: Duration,
 }
+
+const MAX_IDLE: Bound = Bound { each: 100, total: 1000 };
 
 /// How one of several pods is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +109,10 @@ impl Default for Options {
             reach: Reach::Pods,
             passthrough: false,
             load_balancing: LoadBalancing::Always(Policy::default()),
-            max_idle: 100,
+            max_idle: MAX_IDLE,
+            workers: 0,
             observability: Config::fixed(Observability::default()),
+            request_log: Lines::default(),
             otel: Otel::default(),
             profiling: None,
             metrics: None,
@@ -111,8 +122,9 @@ impl Default for Options {
             pod_name: "activator".to_owned(),
             pod_ip: "127.0.0.1".to_owned(),
             probe_limit: Duration::from_secs(1),
-            max_waiting: Bound { per_revision: 20_000, total: 50_000 },
-            max_waiting_bytes: Bound { per_revision: 64 << 20, total: 160 << 20 },
+            sidecar_admin_port: 8022,
+            max_waiting: Bound { each: 20_000, total: 50_000 },
+            max_waiting_bytes: Bound { each: 64 << 20, total: 160 << 20 },
             lame_duck: Duration::ZERO,
             drain_limit: Duration::from_secs(10),
         }
@@ -129,7 +141,6 @@ impl Options {
         let system_namespace = required("SYSTEM_NAMESPACE")?;
         // Nothing here happens at a frequency, but a value that makes no sense is a mistake all the same.
         duration(env, "PROBE_FREQUENCY")?;
-        number(env, "MAX_IDLE_PROXY_CONNS")?;
         Ok(Self {
             metrics: port(env, "METRICS_PROMETHEUS_PORT")?.map(|port| ([0, 0, 0, 0], port).into()),
             profiling: Some(([0, 0, 0, 0], port(env, "PROFILING_PORT")?.unwrap_or(8008)).into()),
@@ -139,7 +150,11 @@ impl Options {
             pod_name: required("POD_NAME")?,
             pod_ip: required("POD_IP")?,
             probe_limit: duration(env, "PROBE_TIMEOUT")?.unwrap_or(Duration::from_millis(300)),
-            max_idle: number(env, "MAX_IDLE_PROXY_CONNS_PER_HOST")?.unwrap_or(100),
+            max_idle: Bound {
+                each: number(env, "MAX_IDLE_PROXY_CONNS_PER_HOST")?.unwrap_or(MAX_IDLE.each),
+                total: number(env, "MAX_IDLE_PROXY_CONNS")?.unwrap_or(MAX_IDLE.total),
+            },
+            workers: number(env, "WORKER_THREADS")?.unwrap_or(0),
             otel: Otel(
                 env.iter()
                     .filter(|(name, _)| name.starts_with("OTEL_"))

@@ -4,6 +4,10 @@
 //! side repeats is only what cannot be held: a sidecar that does not listen yet, or one (upstream's) that says no at
 //! once. The pause grows with the time that has passed, from a millisecond: a twentieth of it.
 //!
+//! A question has a limit, as upstream's has. A sidecar that has not said yes within it is asked to tell when it is time
+//! (`/wait-for-ready` of its administration port, which has no limit), and asked once more then: only an answer on the
+//! port that serves says that requests get there. Upstream's sidecar does not know of this and is asked again and again.
+//!
 //! The same question is asked at a Service's address where a mesh hides the pods.
 
 use std::{
@@ -21,7 +25,10 @@ use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use net::{Pool, PoolOptions, RequestBody, headers};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
@@ -31,18 +38,26 @@ use crate::{
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(200);
+/// How long a sidecar may say nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks over the pod's own connections, so that the first request finds one open.
 pub(crate) struct Probes {
     pub(crate) tasks: Tasks,
+    /// Where it is asked, whichever thread wants to know.
+    pub(crate) runtime: Handle,
     pub(crate) client: kube::Client,
     /// How long one question may take before it is asked again on a new connection.
     pub(crate) limit: Duration,
+    /// The port of a sidecar's administration.
+    pub(crate) admin_port: u16,
 }
 
 /// Why there is no yes.
 #[derive(Debug)]
 enum No {
+    /// Nobody listens.
+    Absent(String),
     /// What a mesh's proxy would say for a pod that may not be reached like this; or a sidecar that is not ready.
     PerhapsMesh(String),
     Certainly(String),
@@ -52,7 +67,7 @@ enum No {
 
 impl Prober for Probes {
     fn start(&self, pod: Arc<Pod>, asker: Weak<Backends>) -> DropGuard {
-        let limit = self.limit;
+        let (limit, admin) = (self.limit, SocketAddr::new(pod.address().ip(), self.admin_port));
         self.spawn(async move {
             let ask = || ask(pod.plain(), request(pod.address(), pod.passthrough()));
             let suspected = || {
@@ -60,7 +75,7 @@ impl Prober for Probes {
                     asker.suspected(&pod);
                 }
             };
-            until_ready(limit, pod.address(), ask, suspected).await;
+            until_ready(limit, pod.address(), Some(admin), ask, suspected).await;
             if let Some(asker) = asker.upgrade() {
                 asker.succeeded(&pod);
             }
@@ -72,7 +87,7 @@ impl Prober for Probes {
         self.spawn(async move {
             let address = cluster_address(client, &service).await;
             let pool = Pool::new(address, PoolOptions { max_idle: 0, ..PoolOptions::default() });
-            until_ready(limit, address, || ask(&pool, request(address, None)), || {}).await;
+            until_ready(limit, address, None, || ask(&pool, request(address, None)), || {}).await;
             if let Some(asker) = asker.upgrade() {
                 asker.service_answered(address);
             }
@@ -84,6 +99,7 @@ impl Probes {
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> DropGuard {
         let token = CancellationToken::new();
         let cancelled = token.clone();
+        let _there = self.runtime.enter();
         self.tasks.spawn("probe", async move {
             tokio::select! {
                 () = cancelled.cancelled() => {}
@@ -94,28 +110,78 @@ impl Probes {
     }
 }
 
-/// Completes when the answer is yes. Dropping the future stops asking.
-async fn until_ready<F>(limit: Duration, address: SocketAddr, ask: impl Fn() -> F, suspected: impl Fn())
-where
+/// Completes when the answer is yes. Dropping the future stops asking. `admin` is where a sidecar may tell by itself.
+async fn until_ready<F>(
+    limit: Duration,
+    address: SocketAddr,
+    mut admin: Option<SocketAddr>,
+    ask: impl Fn() -> F,
+    suspected: impl Fn(),
+) where
     F: Future<Output = Result<(), No>>,
 {
     let started = Instant::now();
     loop {
-        match timeout(limit, ask()).await {
+        let listens = match timeout(limit, ask()).await {
             Ok(Ok(())) => return,
+            Ok(Err(No::Absent(reason))) => {
+                tracing::trace!(%address, reason, "not there yet");
+                suspected();
+                false
+            }
             Ok(Err(No::PerhapsMesh(reason))) => {
                 tracing::trace!(%address, reason, "not ready yet");
                 suspected();
+                true
             }
-            Ok(Err(No::Certainly(reason))) => tracing::trace!(%address, reason, "not ready yet"),
-            Err(_) => tracing::trace!(%address, "no answer to a probe yet"),
+            Ok(Err(No::Certainly(reason))) => {
+                tracing::trace!(%address, reason, "not ready yet");
+                true
+            }
+            Err(_) => {
+                tracing::trace!(%address, "no answer to a probe yet");
+                true
+            }
+        };
+        if let Some(sidecar) = admin.filter(|_| listens) {
+            match told(sidecar, limit).await {
+                Some(true) => {
+                    if let Ok(Ok(())) = timeout(limit, ask()).await {
+                        return;
+                    }
+                }
+                Some(false) => {}
+                None => admin = None,
+            }
         }
         sleep((started.elapsed() / 20).clamp(FIRST_PAUSE, LAST_PAUSE)).await;
     }
 }
 
+/// Waits until a sidecar tells that its pod is ready; false if it goes away instead, nothing if it does not tell.
+async fn told(sidecar: SocketAddr, limit: Duration) -> Option<bool> {
+    let stream = timeout(limit, net::connect(sidecar)).await.ok()?.ok()?;
+    let mut request = Request::new(RequestBody::Empty);
+    *request.uri_mut() = Uri::from_static("/wait-for-ready");
+    let host = HeaderValue::try_from(sidecar.to_string()).expect("an address is a header value");
+    request.headers_mut().insert(header::HOST, host);
+    request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(headers::ACTIVATOR_PROBE_AGENT));
+    match timeout(PATIENCE, net::send_on(Box::new(stream), false, request)).await {
+        Ok(Ok(response)) => match response.status() {
+            StatusCode::OK => Some(true),
+            StatusCode::SERVICE_UNAVAILABLE => Some(false),
+            _ => None,
+        },
+        // A machine that went away says nothing.
+        Ok(Err(_)) | Err(_) => Some(false),
+    }
+}
+
 async fn ask(pool: &Pool, request: Request<RequestBody>) -> Result<(), No> {
-    let response = pool.send(request).await.map_err(|error| No::PerhapsMesh(error.to_string()))?;
+    let response = pool.send(request).await.map_err(|error| match error {
+        net::SendError::Dial { .. } => No::Absent(error.to_string()),
+        _ => No::PerhapsMesh(error.to_string()),
+    })?;
     let status = response.status();
     let body = response.into_body().collect().await.map_err(|error| No::PerhapsMesh(error.to_string()))?.to_bytes();
     if status == StatusCode::OK && body == headers::QUEUE.as_bytes() {

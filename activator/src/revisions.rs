@@ -7,7 +7,14 @@
 
 mod table;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use api::{
     keys::{networking, serving},
@@ -16,7 +23,7 @@ use api::{
 use controller::{Cache, Change, Context, ObjectKey};
 use k8s_openapi::api::core::v1::Endpoints;
 use kube::ResourceExt;
-use net::Limits;
+use net::{IdleLimits, Limits};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -38,6 +45,8 @@ pub(crate) const DEFAULT_LIMITS: Limits =
 
 /// One revision.
 pub(crate) struct Revision {
+    /// Its own in this process.
+    pub(crate) id: u64,
     pub(crate) key: ObjectKey,
     uid: String,
     /// What it belongs to, for metrics.
@@ -71,8 +80,8 @@ pub(crate) struct Manner {
     pub(crate) passthrough: bool,
     pub(crate) load_balancing: LoadBalancing,
     pub(crate) tls: Option<Arc<Tls>>,
-    /// Idle connections to keep for each pod.
-    pub(crate) max_idle: usize,
+    /// Idle connections to keep.
+    pub(crate) idle: Arc<IdleLimits>,
 }
 
 /// The watches that keep a table up to date.
@@ -163,6 +172,7 @@ impl Revisions {
             service: ServiceRef { key: private(&key), port: port_name(protocol) },
         };
         Arc::new(Revision {
+            id: next_id(),
             key,
             uid,
             configuration: label(serving::CONFIGURATION),
@@ -233,8 +243,13 @@ impl Manner {
             Arc::from(format!("{}.{}", private.name, private.namespace))
         };
         let wrap = self.tls.as_ref().map(|tls| (tls.connector(&revision.namespace), tls::POD_PORT));
-        Link { passthrough: self.passthrough.then(host), wrap, max_idle: self.max_idle }
+        Link { passthrough: self.passthrough.then(host), wrap, idle: self.idle.clone() }
     }
+}
+
+fn next_id() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Relaxed)
 }
 
 /// The Service of a revision that its pods are behind.
@@ -249,6 +264,7 @@ impl Revision {
     #[cfg(test)]
     pub(crate) fn alone(name: &str, throttler: Throttler, backends: Arc<Backends>) -> Arc<Self> {
         Arc::new(Self {
+            id: next_id(),
             key: ObjectKey { namespace: "default".to_owned(), name: name.to_owned() },
             uid: String::new(),
             configuration: Box::default(),

@@ -14,8 +14,11 @@ use std::{
 use controller::Context;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
-use net::{Connections, InFlight};
-use tokio::time::{sleep, timeout};
+use net::{Connections, IdleLimits, InFlight, Workers};
+use tokio::{
+    runtime::Handle as Runtime,
+    time::{sleep, timeout},
+};
 
 use crate::{
     Options,
@@ -51,7 +54,12 @@ pub struct Handle {
     connections: Connections,
     lame_duck: Duration,
     drain_limit: Duration,
+    /// They end with the last handle.
+    _workers: Workers,
 }
+
+/// How long an idle connection to a pod is kept.
+const IDLE: Duration = Duration::from_secs(90);
 
 /// Binds the ports and starts to serve. The watches may still be on their way then: requests wait for them.
 ///
@@ -72,7 +80,17 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         false => None,
     };
 
-    let prober = Probes { tasks: ctx.tasks.clone(), client: ctx.client.clone(), limit: options.probe_limit };
+    let workers = Workers::start(match options.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    })?;
+    let prober = Probes {
+        tasks: ctx.tasks.clone(),
+        runtime: Runtime::current(),
+        client: ctx.client.clone(),
+        limit: options.probe_limit,
+        admin_port: options.sidecar_admin_port,
+    };
     let limit = QueueLimit::new(options.max_waiting, options.max_waiting_bytes);
     let manner = Manner {
         own: options.pod_ip.parse().ok(),
@@ -80,13 +98,13 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         passthrough: options.passthrough,
         load_balancing: options.load_balancing,
         tls: tls.as_ref().map(|(_, tls)| tls.clone()),
-        max_idle: options.max_idle,
+        idle: IdleLimits::new(options.max_idle.each, options.max_idle.total, IDLE, workers.count()),
     };
     let revisions = Revisions::new(limit, Arc::new(prober), manner);
     let watches = revisions.watch(&ctx);
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
-    let metrics = Metrics::new(options.metrics.is_some());
+    let metrics = Metrics::new(options.metrics.is_some(), workers.count());
     metrics.identify(&[
         ("k8s_namespace_name", &ctx.system_namespace),
         ("k8s_pod_name", &options.pod_name),
@@ -102,7 +120,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         ("service.version", env!("CARGO_PKG_VERSION")),
     ];
     let resource = resource.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let observers = Observers::follow(&options.observability, &options.otel, resource);
+    let observers = Observers::follow(&options.observability, options.request_log, &options.otel, resource);
     let handler = Arc::new(Handler {
         metrics: metrics.clone(),
         observers,
@@ -127,6 +145,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         connections: connections.clone(),
         lame_duck: options.lame_duck,
         drain_limit: options.drain_limit,
+        _workers: workers.clone(),
     };
 
     let snapshots = reporter.clone();
@@ -136,13 +155,14 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let direct = Direct::new(handler.clone());
     for listener in [http, h2c] {
         let (direct, members) = (direct.clone(), connections.clone());
-        let serve = net::accept(listener, connections.clone(), move |stream, peer| {
+        let serve = workers.accept(listener, connections.clone(), move |stream, peer| {
             direct.clone().serve(stream, peer, members.clone())
-        });
+        })?;
         ctx.tasks.spawn_graceful("activator", serve);
     }
     if let Some((listener, tls)) = tls {
-        ctx.tasks.spawn_graceful("activator over TLS", tls.serve(listener, connections.clone(), handler.clone()));
+        ctx.tasks
+            .spawn_graceful("activator over TLS", tls.serve(&workers, listener, connections.clone(), handler.clone())?);
     }
     if let Some(address) = options.profiling {
         let listener = net::listen(address).await?;

@@ -43,8 +43,8 @@ pub(crate) enum Refused {
 /// So many requests, or so many bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bound {
-    /// For one revision.
-    pub per_revision: usize,
+    /// For one revision, or for one pod.
+    pub each: usize,
     /// For all together.
     pub total: usize,
 }
@@ -145,7 +145,7 @@ impl Bound {
     /// Whether a revision that holds `here` of the `all` that are held may add `more`.
     fn admits(&self, here: usize, all: usize, more: usize) -> bool {
         let free = self.total.saturating_sub(all);
-        let share = free.saturating_mul(GREED).min(self.per_revision);
+        let share = free.saturating_mul(GREED).min(self.each);
         more <= free && here + more <= share
     }
 }
@@ -398,15 +398,15 @@ mod tests {
     }
 
     fn pod(port: u16, concurrency: usize) -> Arc<Pod> {
-        Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), concurrency, &Link::default())
+        Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), concurrency, &Link::plain())
     }
 
     fn throttler() -> Throttler {
         Throttler::new(limit(100, 1000), Policy::default())
     }
 
-    fn limit(per_revision: usize, total: usize) -> Arc<QueueLimit> {
-        QueueLimit::new(Bound { per_revision, total }, Bound { per_revision: 1 << 20, total: 1 << 20 })
+    fn limit(each: usize, total: usize) -> Arc<QueueLimit> {
+        QueueLimit::new(Bound { each, total }, Bound { each: 1 << 20, total: 1 << 20 })
     }
 
     async fn acquire(throttler: &Throttler) -> Result<Lease, Refused> {

@@ -14,7 +14,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use controller::{Cache, Context};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use net::{Connections, Http};
+use net::{Connections, Http, Workers};
 use parking_lot::Mutex;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, version};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
@@ -114,9 +114,18 @@ impl Tls {
     }
 
     /// Serves the TLS port until `connections` are told to close.
-    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, connections: Connections, handler: Arc<Handler>) {
+    ///
+    /// # Errors
+    /// If the listener cannot be given to a worker.
+    pub(crate) fn serve(
+        self: Arc<Self>,
+        workers: &Workers,
+        listener: TcpListener,
+        connections: Connections,
+        handler: Arc<Handler>,
+    ) -> io::Result<impl Future<Output = ()> + use<>> {
         let http = Http::new();
-        net::accept(listener, connections.clone(), move |stream, peer| {
+        workers.accept(listener, connections.clone(), move |stream, peer| {
             let acceptor = self.server.load_full().map(TlsAcceptor::from);
             let (http, connections, handler) = (http.clone(), connections.clone(), handler.clone());
             async move {
@@ -131,7 +140,6 @@ impl Tls {
                 }
             }
         })
-        .await;
     }
 
     fn server_config(&self, secret: &Secret) -> Result<Arc<ServerConfig>, String> {

@@ -156,7 +156,15 @@ impl Chain {
         }
         match outbound.send(&self.pool).await {
             Ok(response) => Ok((outbound, response, ticket)),
-            Err(failure) => Err(Box::new(net::bad_gateway(&failure))),
+            Err(failure) => {
+                let mut response = net::bad_gateway(&failure);
+                let asked = outbound.headers().get(&headers::PROXY_REQUEST);
+                // Only an activator knows what to do with it: it may have another pod.
+                if failure.unsent && asked.is_some_and(|value| value == headers::ACTIVATOR) {
+                    response.headers_mut().insert(headers::UNSENT.clone(), HeaderValue::from_static("true"));
+                }
+                Err(Box::new(response))
+            }
         }
     }
 

@@ -4,17 +4,16 @@
 //! and recorded when the last byte of its response has gone out or its client has left.
 
 use std::{
-    io::Write as _,
     net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Instant,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
 use net::headers;
 use telemetry::{
-    Record, RequestLog, Revision,
+    Described, Record, RequestLog, Revision,
     trace::{Context, Tracer},
 };
 
@@ -38,16 +37,8 @@ pub(crate) struct Observers {
 
 /// A request, described while it was whole.
 pub(crate) struct Seen {
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    pub(crate) version: Version,
-    pub(crate) headers: HeaderMap,
-    pub(crate) peer: SocketAddr,
-    pub(crate) tls: bool,
-    /// −1 if it is not known.
-    pub(crate) length: i64,
+    pub(crate) request: Described,
     probe: bool,
-    pub(crate) started: Instant,
     /// When it came to the breaker.
     pub(crate) waited: OnceLock<Instant>,
     pub(crate) trace: Option<Context>,
@@ -65,7 +56,7 @@ impl Observers {
     /// Describes a request, before anything is done with it.
     pub(crate) fn see(&self, request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Arc<Seen> {
         let mut seen = Seen::new(request, peer, tls);
-        seen.trace = self.tracer.as_ref().filter(|_| !seen.probe).map(|tracer| tracer.context(&seen.headers));
+        seen.trace = self.tracer.as_ref().filter(|_| !seen.probe).map(|tracer| tracer.context(&seen.request.headers));
         Arc::new(seen)
     }
 
@@ -103,35 +94,27 @@ impl Observers {
         }
         if let Some(metrics) = self.metrics.as_ref().filter(|_| !seen.probe) {
             metrics.record(&Outcome {
-                method: &seen.method,
-                version: seen.version,
-                host: seen.host(),
-                tls: seen.tls,
+                method: &seen.request.method,
+                version: seen.request.version,
+                host: seen.request.host(),
+                tls: seen.request.tls,
                 tag: seen.tag(),
                 status,
-                request_bytes: u64::try_from(seen.length).unwrap_or(0),
+                request_bytes: u64::try_from(seen.request.length).unwrap_or(0),
                 response_bytes: bytes,
-                total: now - seen.started,
+                total: now - seen.request.started,
                 program: seen.program.get().map(|started| now - *started),
             });
         }
         if let Some((log, revision)) = self.log.as_ref().filter(|_| !seen.probe || self.log_probes) {
-            let line = log.line(&Record {
-                method: &seen.method,
-                uri: &seen.uri,
-                version: seen.version,
-                headers: &seen.headers,
-                peer: seen.peer,
-                tls: seen.tls,
-                length: seen.length,
+            log.write(&Record {
+                request: &seen.request,
                 status,
                 bytes,
-                latency: now - seen.started,
+                latency: now - seen.request.started,
                 revision,
                 traced: true,
             });
-            // One write, so that lines do not mix.
-            let _ = std::io::stdout().lock().write_all(line.as_bytes());
         }
     }
 }
@@ -152,42 +135,27 @@ pub(crate) fn revision(config: &Config) -> Revision {
 
 impl Seen {
     fn new(request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Self {
-        let length = if request.body().is_end_stream() {
-            0
-        } else {
-            request.body().size_hint().exact().map_or(-1, |length| i64::try_from(length).unwrap_or(-1))
-        };
         Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            headers: request.headers().clone(),
-            peer,
-            tls,
-            length,
+            request: Described::new(request, peer, tls),
             probe: headers::is_probe(request.headers()),
-            started: Instant::now(),
             waited: OnceLock::new(),
             trace: None,
             program: OnceLock::new(),
         }
     }
 
-    pub(crate) fn host(&self) -> &str {
-        self.uri.authority().map_or_else(|| headers::text(&self.headers, &header::HOST), |host| host.as_str())
-    }
-
     /// `queue;dur=0.1, app;dur=2.5`, in milliseconds, at the moment the response starts.
     fn timing(&self) -> Option<HeaderValue> {
         let program = self.program.get()?;
         let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
-        let text = format!("queue;dur={:.3}, app;dur={:.3}", ms(*program - self.started), ms(program.elapsed()));
+        let text =
+            format!("queue;dur={:.3}, app;dur={:.3}", ms(*program - self.request.started), ms(program.elapsed()));
         HeaderValue::try_from(text).ok()
     }
 
     pub(crate) fn tag(&self) -> &str {
-        let tag = headers::text(&self.headers, &headers::TAG);
-        let default = headers::text(&self.headers, &headers::DEFAULT_ROUTE);
+        let tag = headers::text(&self.request.headers, &headers::TAG);
+        let default = headers::text(&self.request.headers, &headers::DEFAULT_ROUTE);
         match (tag, default) {
             ("", "") => "kn:disabled",
             ("", _) => "kn:default",

@@ -13,7 +13,7 @@ use http::Request;
 use hyper::body::Incoming;
 use net::{Breaker, Connections, Http, InFlight, Limits, Pool, PoolOptions};
 use parking_lot::Mutex;
-use telemetry::{RequestLog, profiling};
+use telemetry::{Lines, RequestLog, profiling};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -87,7 +87,10 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         pool: Pool::new(user, PoolOptions { max_idle, ..PoolOptions::default() }),
         observers: Arc::new(Observers {
             metrics: metrics(&config),
-            log: config.observability.log_template().map(|template| (RequestLog::new(template), revision(&config))),
+            log: config
+                .observability
+                .log_template()
+                .map(|template| (RequestLog::new(template, Lines::default()), revision(&config))),
             log_probes: config.observability.enable_probe_request_log,
             server_timing: config.server_timing,
             tracer: trace::start(&config),

@@ -29,10 +29,10 @@ pub(crate) fn record(tracer: &Tracer, context: &Context, seen: &Seen, status: St
     let now = Instant::now();
     let part = |name, kind, id, parent, start, end| Part { name, kind, id, parent, start, end };
     let mut parts = vec![
-        part("queue", Kind::Server, context.server, context.parent, seen.started, now),
-        part("kn.queueproxy.proxy", Kind::Internal, context.proxy, context.server, seen.started, now),
+        part("queue", Kind::Server, context.server, context.parent, seen.request.started, now),
+        part("kn.queueproxy.proxy", Kind::Internal, context.proxy, context.server, seen.request.started, now),
     ];
-    let name = format!("HTTP {}", seen.method);
+    let name = format!("HTTP {}", seen.request.method);
     if let Some(program) = seen.program.get() {
         if let Some(waited) = seen.waited.get() {
             parts.push(part("kn.queueproxy.wait", Kind::Internal, random(), context.proxy, *waited, *program));
@@ -40,10 +40,10 @@ pub(crate) fn record(tracer: &Tracer, context: &Context, seen: &Seen, status: St
         parts.push(part(&name, Kind::Client, context.client, context.proxy, *program, now));
     }
     let texts = [
-        ("http.request.method", seen.method.as_str()),
+        ("http.request.method", seen.request.method.as_str()),
         ("kn.route.tag", seen.tag()),
-        ("server.address", seen.host()),
-        ("url.path", seen.uri.path()),
+        ("server.address", seen.request.host()),
+        ("url.path", seen.request.uri.path()),
     ];
     let numbers = [("http.response.status_code", i64::from(status.as_u16()))];
     tracer.record(context, &parts, &texts, &numbers, status.is_server_error());

@@ -99,7 +99,7 @@ mod tests {
     }
 
     fn revision(name: &str) -> Arc<Revision> {
-        let bound = Bound { per_revision: 1, total: 1 };
+        let bound = Bound { each: 1, total: 1 };
         let throttler = Throttler::new(QueueLimit::new(bound, bound), Policy::default());
         let treatment = Treatment::of(name);
         Revision::alone(name, throttler.clone(), Backends::new(throttler, treatment, Arc::new(Never)))

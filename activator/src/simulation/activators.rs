@@ -1,10 +1,6 @@
 //! The activators: the real throttler, backends and reports, around models of everything else.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::{Either, select};
 use net::SendFailure;
@@ -72,8 +68,7 @@ struct Request<'a> {
 
 impl Activator {
     pub(super) fn start(executor: &Executor, number: u64, models: &[Arc<Revision>]) -> Arc<Self> {
-        let limit =
-            QueueLimit::new(Bound { per_revision: 60, total: 150 }, Bound { per_revision: 1 << 20, total: 1 << 20 });
+        let limit = QueueLimit::new(Bound { each: 60, total: 150 }, Bound { each: 1 << 20, total: 1 << 20 });
         let probes = Arc::new(Mutex::new(0));
         let (sink, connection) = sink::new("ws://autoscaler:8080");
         let reporter = Reporter::new(format!("activator-{number}"), sink);
@@ -128,7 +123,9 @@ impl Activator {
     async fn watch(self: Arc<Self>, index: usize) {
         let handler = &self.handlers[index];
         loop {
-            self.executor.sleep(Duration::from_millis(1) + self.executor.up_to(SECOND / 2)).await;
+            let (soon, late) =
+                if handler.model.is_calm() { (SECOND / 10, SECOND) } else { (SECOND / 1000, SECOND / 2) };
+            self.executor.sleep(soon + self.executor.up_to(late)).await;
             let stale = !handler.model.is_calm() && self.executor.chance(20);
             let told = if stale { handler.model.stale_endpoints() } else { handler.model.endpoints() };
             if *handler.view.lock() != told || self.executor.chance(10) {
@@ -222,6 +219,8 @@ impl Handler {
 
     fn remember(&self) {
         let mut pods = self.pods.lock();
+        // Nobody has one that could be given back too often, or not at all.
+        pods.retain(|pod| pod.in_flight() > 0 || Arc::strong_count(pod) > 1);
         for pod in &*self.revision.throttler.pods() {
             if !pods.iter().any(|known| Arc::ptr_eq(known, pod)) {
                 pods.push(pod.clone());
@@ -233,11 +232,15 @@ impl Handler {
         let throttler = &self.revision.throttler;
         let pods = throttler.pods();
         if self.model.concurrency > 0 {
-            let mut taken = BTreeMap::<_, usize>::new();
-            for pod in &*self.pods.lock() {
-                *taken.entry(pod.endpoint().clone()).or_default() += pod.in_flight();
+            let known = self.pods.lock();
+            let mut taken = Vec::<(&Endpoint, usize)>::new();
+            for pod in known.iter().filter(|pod| pod.in_flight() > 0) {
+                match taken.iter_mut().find(|(endpoint, _)| *endpoint == pod.endpoint()) {
+                    Some((_, count)) => *count += pod.in_flight(),
+                    None => taken.push((pod.endpoint(), pod.in_flight())),
+                }
             }
-            let most = taken.into_values().max().unwrap_or(0);
+            let most = taken.into_iter().map(|(_, count)| count).max().unwrap_or(0);
             assert!(most <= self.model.concurrency, "more slots than a pod has are taken");
         }
         let free = pods.iter().any(|pod| self.model.concurrency == 0 || pod.in_flight() < self.model.concurrency);

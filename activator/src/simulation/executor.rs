@@ -25,21 +25,23 @@ pub(super) struct Executor {
 struct Shared {
     start: Instant,
     state: Mutex<State>,
-    ready: Arc<Mutex<Vec<u64>>>,
+    ready: Arc<Mutex<Vec<usize>>>,
 }
 
 struct State {
     now: Duration,
+    /// The number of the next timer.
     next: u64,
     random: fastrand::Rng,
-    tasks: BTreeMap<u64, Task>,
+    /// By number; empty while it runs, and for good when it has ended.
+    tasks: Vec<Option<(Task, Waker)>>,
     timers: BinaryHeap<Reverse<(Duration, u64)>>,
     sleepers: BTreeMap<u64, Waker>,
 }
 
 struct Awake {
-    id: u64,
-    ready: Arc<Mutex<Vec<u64>>>,
+    id: usize,
+    ready: Arc<Mutex<Vec<usize>>>,
 }
 
 /// Ends at its time.
@@ -59,7 +61,7 @@ impl Executor {
             now: Duration::ZERO,
             next: 0,
             random: fastrand::Rng::with_seed(seed),
-            tasks: BTreeMap::new(),
+            tasks: Vec::new(),
             timers: BinaryHeap::new(),
             sleepers: BTreeMap::new(),
         };
@@ -88,9 +90,9 @@ impl Executor {
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut state = self.shared.state.lock();
-        let id = state.next;
-        state.next += 1;
-        state.tasks.insert(id, Box::pin(task));
+        let id = state.tasks.len();
+        let waker = Waker::from(Arc::new(Awake { id, ready: self.shared.ready.clone() }));
+        state.tasks.push(Some((Box::pin(task), waker)));
         self.shared.ready.lock().push(id);
     }
 
@@ -134,10 +136,9 @@ impl Executor {
             let index = self.below(ready.len() as u64) as usize;
             ready.swap_remove(index)
         };
-        let Some(mut task) = self.shared.state.lock().tasks.remove(&id) else { return true };
-        let waker = Waker::from(Arc::new(Awake { id, ready: self.shared.ready.clone() }));
+        let Some((mut task, waker)) = self.shared.state.lock().tasks[id].take() else { return true };
         if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-            self.shared.state.lock().tasks.insert(id, task);
+            self.shared.state.lock().tasks[id] = Some((task, waker));
         }
         true
     }
@@ -160,18 +161,18 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let executor = self.executor.clone();
-        let mut state = executor.shared.state.lock();
-        if state.now >= self.until {
+        let this = &mut *self;
+        let mut state = this.executor.shared.state.lock();
+        if state.now >= this.until {
             return Poll::Ready(());
         }
-        let id = match self.timer {
+        let id = match this.timer {
             Some(id) => id,
             None => {
                 let id = state.next;
                 state.next += 1;
-                state.timers.push(Reverse((self.until, id)));
-                self.timer = Some(id);
+                state.timers.push(Reverse((this.until, id)));
+                this.timer = Some(id);
                 id
             }
         };

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use net::{Pool, PoolOptions, Wrap};
+use net::{IdleLimits, Pool, Wrap};
 
 /// What identifies a pod: its address, and its uid as far as known, since addresses are used again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,14 +31,14 @@ pub enum Policy {
 }
 
 /// How a revision's pods are spoken to.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Link {
     /// The host by which a mesh knows them, instead of each pod's address.
     pub(crate) passthrough: Option<Arc<str>>,
     /// Encrypts, and on which port.
     pub(crate) wrap: Option<(Arc<dyn Wrap>, u16)>,
-    /// Idle connections to keep for each.
-    pub(crate) max_idle: usize,
+    /// Idle connections to keep.
+    pub(crate) idle: Arc<IdleLimits>,
 }
 
 #[derive(Debug)]
@@ -73,12 +73,11 @@ impl Pod {
     /// A pod that takes `concurrency` requests at once, 0 for any number.
     pub(crate) fn new(endpoint: Endpoint, concurrency: usize, link: &Link) -> Arc<Self> {
         let capacity = if concurrency == 0 { usize::MAX } else { concurrency };
-        let options = PoolOptions { max_idle: link.max_idle, ..PoolOptions::default() };
-        let plain = Pool::new(endpoint.address, options);
+        let plain = Pool::limited(endpoint.address, &link.idle, None);
         let pool = match &link.wrap {
             None => plain.clone(),
             Some((wrap, port)) => {
-                Pool::wrapped(SocketAddr::new(endpoint.address.ip(), *port), options, Some(wrap.clone()))
+                Pool::limited(SocketAddr::new(endpoint.address.ip(), *port), &link.idle, Some(wrap.clone()))
             }
         };
         let end_of_head = match &link.passthrough {
@@ -89,7 +88,7 @@ impl Pod {
             pool,
             plain,
             passthrough: link.passthrough.clone(),
-            direct: wire::Backend::new(endpoint.address, options.max_idle),
+            direct: wire::Backend::sidecar(endpoint.address, &link.idle),
             end_of_head: end_of_head.into(),
             in_flight: AtomicUsize::new(0),
             capacity: AtomicUsize::new(capacity),
@@ -180,6 +179,13 @@ impl Pod {
 // === impl Link ===
 
 impl Link {
+    /// As it is unless something else is said.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        let idle = IdleLimits::new(100, 1000, std::time::Duration::from_secs(90), 0);
+        Self { passthrough: None, wrap: None, idle }
+    }
+
     /// The same to another encrypted port.
     pub(crate) fn with_port(&self, port: u16) -> Self {
         let wrap = self.wrap.as_ref().map(|(wrap, _)| (wrap.clone(), port));
@@ -227,9 +233,8 @@ mod tests {
 
     #[test]
     fn policies_prefer_what_they_say() {
-        let pods: Vec<_> = (1..=3)
-            .map(|port| Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), 2, &Link::default()))
-            .collect();
+        let pods: Vec<_> =
+            (1..=3).map(|port| Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), 2, &Link::plain())).collect();
         let chosen =
             |policy: Policy, cursor: &AtomicUsize| policy.choose(&pods, cursor).map(|pod| pod.address().port());
         let cursor = AtomicUsize::new(0);

@@ -4,6 +4,7 @@ mod fakes;
 mod handover;
 mod mesh;
 mod observed;
+mod sidecars;
 mod streams;
 mod tls;
 

@@ -1,16 +1,17 @@
-//! What is told about requests elsewhere: spans at a collector, profiles.
+//! What is told about requests elsewhere: lines of the request log, spans at a collector, profiles.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use api::config::{Observability, Tracing};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use proto::Message as _;
 use telemetry::otlp::wire::ExportTraces;
 use tokio::{net::TcpListener, sync::mpsc};
 
-use crate::{Cluster, PATIENCE, Pod, Setup, for_revision, get_on, get_path};
+use crate::{Cluster, PATIENCE, Pod, Setup, WAYS, for_revision, get_on, get_path};
 
 /// A collector that passes on what it gets.
 async fn collector() -> (SocketAddr, mpsc::UnboundedReceiver<ExportTraces>) {
@@ -62,6 +63,54 @@ async fn a_request_leaves_spans_and_the_pod_sees_their_trace() {
     // The pod's parent is the request to it.
     let client = hex(&by_name["GET /path"].span_id);
     assert!(answer.to_lowercase().contains(&format!("traceparent: 00-{trace}-{client}-01")), "{answer}");
+}
+
+/// What was written.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_is_a_line_of_the_log_and_probes_are_none() {
+    let written = Written::default();
+    let setup = Setup::with(Cluster::default(), |options| {
+        options.request_log = telemetry::Lines::to(written.clone());
+        let observability = Observability { enable_request_log: true, ..Observability::default() };
+        options.observability = controller::Config::fixed(observability);
+    })
+    .await;
+    setup.revision("logged", 0, 300).await;
+    setup.cluster.endpoints("logged", &[Pod::default().start().await], &[]);
+    let probe = "K-Network-Probe: activator\r\n";
+    let headers = format!("{}User-Agent: it\r\nReferer: there\r\n", for_revision("logged"));
+    for (way, path, headers) in [("", "/a?b=1", &*headers), ("", "/probe", probe), (WAYS[1], "/c", &headers)] {
+        let answer = get_on(way, setup.address(), path, headers).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+    let lines = || String::from_utf8(written.0.lock().clone()).expect("text");
+    crate::until("two lines", || lines().lines().count() >= 2).await;
+    let lines = lines();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let request = |line: usize, field: &str| lines[line]["httpRequest"][field].clone();
+    assert_eq!(lines.len(), 2);
+    for (line, url) in ["/a?b=1", "/c"].into_iter().enumerate() {
+        assert_eq!(request(line, "requestMethod"), "GET");
+        assert_eq!(request(line, "requestUrl"), url);
+        assert_eq!(request(line, "status"), 200);
+        assert_eq!(request(line, "userAgent"), "it");
+        assert_eq!(request(line, "referer"), "there");
+        assert_eq!(request(line, "protocol"), "HTTP/1.1");
+        assert_eq!(lines[line]["traceId"], "", "as upstream's activator");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -94,6 +94,15 @@ where
     C: Fn(TcpStream, SocketAddr) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
+    accept_with(listener, connections, |stream, peer| drop(tokio::spawn(each(stream, peer)))).await;
+}
+
+/// Accepts until `connections` are told to close, and gives every connection to `take`.
+pub(crate) async fn accept_with(
+    listener: TcpListener,
+    connections: Connections,
+    mut take: impl FnMut(TcpStream, SocketAddr),
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -102,7 +111,7 @@ where
         match accepted {
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
-                tokio::spawn(each(stream, peer));
+                take(stream, peer);
             }
             // Out of file descriptors, most likely: those in use will be closed, so accept again soon.
             Err(error) if !is_peer_error(&error) => {

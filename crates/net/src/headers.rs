@@ -17,6 +17,8 @@ pub static PASSTHROUGH_LB: HeaderName = HeaderName::from_static("k-passthrough-l
 pub static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Ours: on a 502 of a sidecar, says that the program has certainly not seen the request.
+pub static UNSENT: HeaderName = HeaderName::from_static("k-unsent");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");

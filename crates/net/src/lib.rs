@@ -15,6 +15,7 @@ mod drain;
 mod files;
 mod forward;
 mod h2c;
+mod idle;
 mod pool;
 mod prefixed;
 mod respond;
@@ -23,6 +24,7 @@ mod stats;
 mod timeout;
 mod tunnel;
 mod watched;
+mod workers;
 
 pub mod headers;
 
@@ -33,6 +35,7 @@ pub use dial::{DialError, connect};
 pub use drain::{InFlight, InFlightGuard};
 pub use files::raise_open_files;
 pub use forward::{Outbound, SendFailure, bad_gateway, respond};
+pub use idle::{Idle, IdleLimits, Look};
 pub use pool::{BoxIo, Io, Pool, PoolOptions, PooledBody, SendError, Wrap, send_on};
 pub use prefixed::Prefixed;
 pub use respond::{empty, http_error, text};
@@ -40,3 +43,4 @@ pub use serve::Http;
 pub use stats::{Report, RequestStats};
 pub use timeout::{Limits, Timer};
 pub use watched::{HEAD_TIME, Wire};
+pub use workers::Workers;

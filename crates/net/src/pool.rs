@@ -1,9 +1,8 @@
 //! Connections to one destination.
 //!
-//! HTTP/1.1: a stack of idle connections, the last used first, so that surplus ones grow old and are closed. A
-//! connection goes back the moment its response has ended; whether it is really ready for the next request (the
-//! request's body may still be under way) is looked at when it is taken out, which needs no task and no waiting.
-//! HTTP/2: as few connections as the streams need.
+//! HTTP/1.1: idle connections (see `Idle`). A connection goes back the moment its response has ended; whether it is
+//! really ready for the next request (the request's body may still be under way) is looked at when it is taken out,
+//! which needs no task and no waiting. HTTP/2: as few connections as the streams need.
 //!
 //! A request comes back to the caller if it was certainly not sent. On a kept-alive connection that the other side
 //! closes at the same moment, a request that may be repeated (idempotent and without a body) is sent again here.
@@ -11,28 +10,21 @@
 mod body;
 mod http2;
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::Instant,
 };
 
 pub use self::body::PooledBody;
 use self::{body::Lease, http2::Http2};
-use crate::{DialError, RequestBody, dial};
+use crate::{DialError, Idle, IdleLimits, Look, RequestBody, dial};
 
 type Sender = http1::SendRequest<RequestBody>;
 
@@ -67,8 +59,8 @@ pub struct Pool {
 pub(crate) struct Shared {
     address: SocketAddr,
     wrap: Option<Arc<dyn Wrap>>,
-    options: PoolOptions,
-    idle: Mutex<IdleStack>,
+    title_case: bool,
+    idle: Arc<Idle<Sender>>,
     http2: Http2,
 }
 
@@ -76,12 +68,6 @@ pub(crate) struct Shared {
 pub(crate) enum Connection {
     Plain(TcpStream),
     Wrapped(BoxIo),
-}
-
-#[derive(Default)]
-struct IdleStack {
-    stack: Vec<(Sender, Instant)>,
-    reaping: bool,
 }
 
 /// Why there is no response.
@@ -131,8 +117,13 @@ impl Pool {
 
     /// With something between its connections and HTTP.
     pub fn wrapped(address: SocketAddr, options: PoolOptions, wrap: Option<Arc<dyn Wrap>>) -> Self {
-        let http2 = Http2::default();
-        Self { shared: Arc::new(Shared { address, wrap, options, idle: Mutex::default(), http2 }) }
+        let limits = IdleLimits::new(options.max_idle, options.max_idle, options.idle_timeout, 0);
+        Self { shared: Arc::new(Shared::new(address, wrap, options.title_case, &limits)) }
+    }
+
+    /// One of several whose idle connections share `limits`.
+    pub fn limited(address: SocketAddr, limits: &Arc<IdleLimits>, wrap: Option<Arc<dyn Wrap>>) -> Self {
+        Self { shared: Arc::new(Shared::new(address, wrap, true, limits)) }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -195,7 +186,7 @@ impl Pool {
 
     /// Idle HTTP/1.1 connections at the moment.
     pub fn idle(&self) -> usize {
-        self.shared.idle.lock().stack.len()
+        self.shared.idle.kept()
     }
 
     async fn dial(&self) -> Result<Sender, DialError> {
@@ -203,7 +194,7 @@ impl Pool {
             Connection::Plain(stream) => Box::new(stream),
             Connection::Wrapped(io) => io,
         };
-        handshake(io, self.shared.options.title_case)
+        handshake(io, self.shared.title_case)
             .await
             .map_err(|error| DialError::Failed { address: self.shared.address, source: io::Error::other(error) })
     }
@@ -224,6 +215,11 @@ impl fmt::Debug for Pool {
 // === impl Shared ===
 
 impl Shared {
+    fn new(address: SocketAddr, wrap: Option<Arc<dyn Wrap>>, title_case: bool, limits: &Arc<IdleLimits>) -> Self {
+        let http2 = Http2::new(limits.threads());
+        Self { address, wrap, title_case, idle: Arc::new(Idle::new(limits.clone())), http2 }
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -242,32 +238,16 @@ impl Shared {
     }
 
     fn checkout(&self) -> Option<Sender> {
-        let stack = &mut self.idle.lock().stack;
-        let mut index = stack.len();
-        while index > 0 {
-            index -= 1;
-            let (sender, _) = &stack[index];
-            if sender.is_closed() {
-                stack.swap_remove(index);
-            } else if sender.is_ready() {
-                return Some(stack.swap_remove(index).0);
-            }
-        }
-        None
+        self.idle.take(|sender| match sender {
+            closed if closed.is_closed() => Look::Close,
+            ready if ready.is_ready() => Look::Take,
+            _ => Look::Leave,
+        })
     }
 
-    fn checkin(self: &Arc<Self>, sender: Sender) {
-        if sender.is_closed() {
-            return;
-        }
-        let mut idle = self.idle.lock();
-        if idle.stack.len() >= self.options.max_idle {
-            return;
-        }
-        idle.stack.push((sender, Instant::now()));
-        if !idle.reaping {
-            idle.reaping = true;
-            tokio::spawn(reap(Arc::downgrade(self), self.options.idle_timeout));
+    fn checkin(&self, sender: Sender) {
+        if !sender.is_closed() {
+            self.idle.keep(sender);
         }
     }
 }
@@ -297,22 +277,6 @@ async fn handshake(io: BoxIo, title_case: bool) -> Result<Sender, hyper::Error> 
         }
     });
     Ok(sender)
-}
-
-/// Closes connections that nobody used for `timeout`; ends with the last one, so that an idle process has no timer.
-async fn reap(pool: Weak<Shared>, timeout: Duration) {
-    loop {
-        tokio::time::sleep(timeout).await;
-        let Some(pool) = pool.upgrade() else { return };
-        let now = Instant::now();
-        let mut idle = pool.idle.lock();
-        idle.stack.retain(|(sender, since)| !sender.is_closed() && now - *since < timeout);
-        if idle.stack.is_empty() {
-            idle.stack.shrink_to_fit();
-            idle.reaping = false;
-            return;
-        }
-    }
 }
 
 /// True for a request that may be sent twice and is complete without a body.

@@ -3,10 +3,12 @@
 
 mod calendar;
 pub mod call;
+mod described;
 pub mod otlp;
 pub mod profiling;
 mod request_log;
 pub mod tls;
 pub mod trace;
 
-pub use request_log::{Record, RequestLog, Revision, try_template};
+pub use described::Described;
+pub use request_log::{Lines, Record, RequestLog, Revision, try_template};

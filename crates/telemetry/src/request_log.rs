@@ -2,29 +2,34 @@
 
 mod template;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    fmt,
+    io::{self, Write},
+    sync::Arc,
+    time::Duration,
+};
 
-use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
+use http::{StatusCode, Version, header};
 use net::headers;
+use parking_lot::Mutex;
 
 use self::template::{Template, Value};
+use crate::Described;
 
 /// Makes lines of requests.
 pub struct RequestLog {
     template: Result<Template, String>,
+    lines: Lines,
 }
+
+/// Where the lines go.
+#[derive(Clone)]
+pub struct Lines(Arc<Mutex<dyn Write + Send>>);
 
 /// A request that has ended.
 #[derive(Debug)]
 pub struct Record<'a> {
-    pub method: &'a Method,
-    pub uri: &'a Uri,
-    pub version: Version,
-    pub headers: &'a HeaderMap,
-    pub peer: SocketAddr,
-    pub tls: bool,
-    /// −1 if it is not known.
-    pub length: i64,
+    pub request: &'a Described,
     pub status: StatusCode,
     pub bytes: u64,
     pub latency: Duration,
@@ -44,11 +49,24 @@ pub struct Revision {
     pub pod_ip: String,
 }
 
-// === impl Record ===
+// === impl Lines ===
 
-impl Record<'_> {
-    fn host(&self) -> &str {
-        self.uri.authority().map_or_else(|| headers::text(self.headers, &header::HOST), |host| host.as_str())
+impl Lines {
+    pub fn to(out: impl Write + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(out)))
+    }
+}
+
+impl Default for Lines {
+    /// Standard output.
+    fn default() -> Self {
+        Self::to(io::stdout())
+    }
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lines")
     }
 }
 
@@ -56,16 +74,21 @@ impl Record<'_> {
 
 impl RequestLog {
     /// A template that makes no sense is logged, and every line says so.
-    pub fn new(template: &str) -> Self {
+    pub fn new(template: &str, lines: Lines) -> Self {
         let template = Template::parse(template);
         if let Err(error) = &template {
             tracing::error!(error, "the request log template cannot be used");
         }
-        Self { template }
+        Self { template, lines }
+    }
+
+    /// Writes a request's line. One write, so that lines do not mix.
+    pub fn write(&self, seen: &Record<'_>) {
+        let _ = self.lines.0.lock().write_all(self.line(seen).as_bytes());
     }
 
     /// With the newline at its end.
-    pub fn line(&self, seen: &Record<'_>) -> String {
+    fn line(&self, seen: &Record<'_>) -> String {
         let lookup = |path: &[String]| field(path, seen);
         let made = match &self.template {
             Ok(template) => template.render(&lookup),
@@ -74,10 +97,10 @@ impl RequestLog {
         let mut line = made.unwrap_or_else(|_| {
             format!(
                 "Invalid request log template: method: {}, response code: {}, latency: {}, url: {}",
-                seen.method,
+                seen.request.method,
                 seen.status.as_u16(),
                 template::float(seen.latency.as_secs_f64()),
-                seen.uri
+                seen.request.uri
             )
         });
         if !line.ends_with('\n') {
@@ -92,25 +115,25 @@ fn field(path: &[String], seen: &Record<'_>) -> Option<Value> {
     let text = |text: &str| Some(Value::Text(text.to_owned()));
     let revision = seen.revision;
     match path[..] {
-        ["Request", "Method"] => text(seen.method.as_str()),
+        ["Request", "Method"] => text(seen.request.method.as_str()),
         ["Request", "RequestURI"] => text(&target(seen)),
-        ["Request", "URL"] => text(seen.uri.path_and_query().map_or("/", |path| path.as_str())),
-        ["Request", "URL", "Path"] => text(seen.uri.path()),
-        ["Request", "URL", "RawQuery"] => text(seen.uri.query().unwrap_or("")),
-        ["Request", "ContentLength"] => Some(Value::Integer(seen.length)),
-        ["Request", "UserAgent"] => text(headers::text(seen.headers, &header::USER_AGENT)),
-        ["Request", "Referer"] => text(headers::text(seen.headers, &header::REFERER)),
-        ["Request", "RemoteAddr"] => {
-            text(&std::net::SocketAddr::new(seen.peer.ip().to_canonical(), seen.peer.port()).to_string())
-        }
-        ["Request", "Host"] => text(seen.host()),
-        ["Request", "Proto"] => text(match seen.version {
+        ["Request", "URL"] => text(seen.request.uri.path_and_query().map_or("/", |path| path.as_str())),
+        ["Request", "URL", "Path"] => text(seen.request.uri.path()),
+        ["Request", "URL", "RawQuery"] => text(seen.request.uri.query().unwrap_or("")),
+        ["Request", "ContentLength"] => Some(Value::Integer(seen.request.length)),
+        ["Request", "UserAgent"] => text(headers::text(&seen.request.headers, &header::USER_AGENT)),
+        ["Request", "Referer"] => text(headers::text(&seen.request.headers, &header::REFERER)),
+        ["Request", "RemoteAddr"] => text(
+            &std::net::SocketAddr::new(seen.request.peer.ip().to_canonical(), seen.request.peer.port()).to_string(),
+        ),
+        ["Request", "Host"] => text(seen.request.host()),
+        ["Request", "Proto"] => text(match seen.request.version {
             Version::HTTP_10 => "HTTP/1.0",
             Version::HTTP_2 => "HTTP/2.0",
             _ => "HTTP/1.1",
         }),
-        ["Request", "TLS"] => Some(if seen.tls { Value::Text("{true}".into()) } else { Value::Nil }),
-        ["Request", "Header"] => Some(Value::Headers(seen.headers.clone())),
+        ["Request", "TLS"] => Some(if seen.request.tls { Value::Text("{true}".into()) } else { Value::Nil }),
+        ["Request", "Header"] => Some(Value::Headers(seen.request.headers.clone())),
         ["Request", "Header", name] => Some(values(seen, name)),
         ["Response", "Code"] => Some(Value::Integer(i64::from(seen.status.as_u16()))),
         ["Response", "Size"] => Some(Value::Integer(i64::try_from(seen.bytes).unwrap_or(i64::MAX))),
@@ -134,20 +157,20 @@ pub fn try_template(text: &str) {
 }
 
 fn target(seen: &Record<'_>) -> String {
-    if seen.version == Version::HTTP_2 {
-        seen.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string)
+    if seen.request.version == Version::HTTP_2 {
+        seen.request.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string)
     } else {
-        seen.uri.to_string()
+        seen.request.uri.to_string()
     }
 }
 
 fn values(seen: &Record<'_>, name: &str) -> Value {
-    let all = seen.headers.get_all(name).iter();
+    let all = seen.request.headers.get_all(name).iter();
     Value::List(all.map(|value| Value::Text(String::from_utf8_lossy(value.as_bytes()).into_owned())).collect())
 }
 
 fn trace<'a>(seen: &Record<'a>) -> &'a str {
-    let text = |name: &str| seen.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let text = |name: &str| seen.request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
     match text("traceparent").split('-').nth(1) {
         Some(id) if !id.is_empty() => id,
         _ => text("x-b3-traceid"),

@@ -1,7 +1,7 @@
 //! Buffers that connections borrow while they move bytes. An idle connection has none.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     ops::{Deref, DerefMut},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -13,11 +13,25 @@ const SPARE: usize = 4;
 
 thread_local! {
     static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static HEAD: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     static DATE: RefCell<(u64, [u8; 29])> = const { RefCell::new((0, [0; 29])) };
 }
 
 /// A buffer of `SIZE` bytes, with whatever was in it before.
 pub(crate) struct Buffer(Box<[u8]>);
+
+/// An empty vector, with the room of one that was kept.
+pub(crate) fn spare_head() -> Vec<u8> {
+    HEAD.take()
+}
+
+/// Keeps the room of a vector, unless it is much.
+pub(crate) fn keep_head(mut head: Vec<u8>) {
+    if head.capacity() <= SIZE {
+        head.clear();
+        HEAD.set(head);
+    }
+}
 
 /// The date as HTTP writes it; made once a second.
 pub fn with_date<R>(use_it: impl FnOnce(&[u8]) -> R) -> R {

@@ -68,6 +68,7 @@ impl Client {
         body: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Begun, Failure> {
+        let mut head = buffers::spare_head();
         let result = loop {
             let (mut stream, used) = match backend.idle() {
                 Some(stream) => (stream, true),
@@ -101,8 +102,14 @@ impl Client {
                 Ok(Err(error)) => break Err(Failure::broken(error.to_string())),
                 Err(cut) => break Err(Failure::Cut(cut)),
             };
-            break self.head(stream, buffer, read, plain, out).await;
+            break self.head(stream, buffer, read, plain, &mut head).await;
         };
+        match &result {
+            Ok(begun) if begun.answer.unsent && backend.sidecar => return Err(begun.unsent()),
+            Ok(_) => std::mem::swap(out, &mut head),
+            Err(_) => {}
+        }
+        buffers::keep_head(head);
         self.consume(plain.head + plain.body);
         result
     }
@@ -266,6 +273,16 @@ impl Client {
                 }
             }
         }
+    }
+}
+
+// === impl Begun ===
+
+impl Begun {
+    /// The answer of a sidecar that could not pass the request on.
+    fn unsent(&self) -> Failure {
+        let message = String::from_utf8_lossy(&self.buffer[self.body.clone()]).trim_end().to_owned();
+        Failure::Backend { message, unsent: true }
     }
 }
 

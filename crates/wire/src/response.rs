@@ -23,6 +23,8 @@ pub struct Answer {
     pub framing: Framing,
     /// The backend's connection may carry another request afterwards.
     pub reusable: bool,
+    /// It says that the request got no further.
+    pub unsent: bool,
 }
 
 /// The backend's answer is not HTTP/1 as it should be.
@@ -45,12 +47,13 @@ pub fn response(input: &[u8], bodiless: bool, date: &[u8], out: &mut Vec<u8>) ->
         Err(_) => return Err(Malformed("its head is invalid")),
     };
     let status = parsed.code.ok_or(Malformed("no status"))?;
-    let (mut length, mut chunked, mut dated) = (None, false, false);
+    let (mut length, mut chunked, mut dated, mut unsent) = (None, false, false, false);
     let mut reusable = parsed.version == Some(1);
     let mut connection: Option<&[u8]> = None;
     for field in &*parsed.headers {
         match field.name.len() {
             4 => dated |= field.name.eq_ignore_ascii_case("date"),
+            8 if status == 502 => unsent |= is(field.name, "k-unsent"),
             10 if field.name.eq_ignore_ascii_case("connection") => {
                 reusable = !has_token(field.value, "close") && (reusable || has_token(field.value, "keep-alive"));
                 connection = Some(field.value);
@@ -112,7 +115,7 @@ pub fn response(input: &[u8], bodiless: bool, date: &[u8], out: &mut Vec<u8>) ->
         }
     }
     out.extend_from_slice(b"\r\n");
-    Ok(Some(Answer { head, status, framing, reusable }))
+    Ok(Some(Answer { head, status, framing, reusable, unsent }))
 }
 
 #[cfg(test)]

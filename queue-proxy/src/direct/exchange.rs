@@ -55,10 +55,13 @@ impl Direct {
             Err(Failure::Client) => false,
             Err(Failure::Backend { message, unsent }) => {
                 tracing::warn!(error = message, "error reverse proxying request");
+                let mut fields = "X-Content-Type-Options: nosniff\r\n";
                 if unsent {
                     client.consume(plain.head + plain.body);
+                    if proxied {
+                        fields = "X-Content-Type-Options: nosniff\r\nK-Unsent: true\r\n";
+                    }
                 }
-                let fields = "X-Content-Type-Options: nosniff\r\n";
                 client.reply("502 Bad Gateway", fields, &format!("{message}\n")).await && !plain.last
             }
         }

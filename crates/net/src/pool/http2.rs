@@ -1,7 +1,7 @@
 //! HTTP/2 connections with prior knowledge to one destination.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -14,7 +14,7 @@ use super::{
     BoxIo, Connection as Io, SendError, Shared,
     body::{Lease, PooledBody},
 };
-use crate::{DialError, RequestBody};
+use crate::{DialError, RequestBody, Workers};
 
 /// Streams on one connection before another is opened: what servers commonly allow.
 const STREAMS: usize = 100;
@@ -24,8 +24,15 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// As much as all streams together, so that slow ones do not hold up the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
-#[derive(Default)]
 pub(crate) struct Http2 {
+    threads: usize,
+    /// Made when the first is needed: most destinations never are.
+    parts: OnceLock<Box<[Part]>>,
+}
+
+/// The connections of one thread (see `Workers`).
+#[derive(Default)]
+struct Part {
     connections: Mutex<Vec<Connection>>,
     /// Only one task dials at a time; the others find its connection when their turn comes.
     dialing: tokio::sync::Mutex<()>,
@@ -42,12 +49,21 @@ pub(crate) struct StreamGuard(Arc<AtomicUsize>);
 // === impl Http2 ===
 
 impl Http2 {
+    pub(crate) fn new(threads: usize) -> Self {
+        Self { threads, parts: OnceLock::new() }
+    }
+
+    fn part(&self) -> &Part {
+        let parts = self.parts.get_or_init(|| (0..=self.threads).map(|_| Part::default()).collect());
+        parts.get(Workers::current()).unwrap_or(&parts[0])
+    }
+
     pub(crate) async fn send(
         &self,
         shared: &Shared,
         request: Request<RequestBody>,
     ) -> Result<Response<PooledBody>, SendError> {
-        let (mut sender, stream) = match self.stream(shared).await {
+        let (mut sender, stream) = match self.part().stream(shared).await {
             Ok(stream) => stream,
             Err(error) => return Err(SendError::Dial { error, request: Box::new(request) }),
         };
@@ -62,7 +78,11 @@ impl Http2 {
             }),
         }
     }
+}
 
+// === impl Part ===
+
+impl Part {
     async fn stream(&self, shared: &Shared) -> Result<(http2::SendRequest<RequestBody>, StreamGuard), DialError> {
         if let Some(stream) = self.existing() {
             return Ok(stream);
