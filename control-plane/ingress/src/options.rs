@@ -37,6 +37,9 @@ pub struct Options {
     /// Only Secrets with the label of Knative's certificates are watched
     /// (`ENABLE_SECRET_INFORMER_FILTERING_BY_CERT_UID`).
     pub labelled_secrets: bool,
+    /// Gateways ask for the certificate of a server name when somebody connects (`KOURIER_CERTIFICATES`), instead of
+    /// having a filter chain for each: see `docs/adr/0005-certificates.md`.
+    pub certificates_on_demand: bool,
     /// How long to wait for `config-kourier` and `config-network`. Without it `settings` hold until they appear.
     pub config_wait: Option<Duration>,
     /// Which gateways carry which Ingresses (`KOURIER_GATEWAYS`).
@@ -129,6 +132,7 @@ impl Default for Options {
             redirects: true,
             workers: 16,
             labelled_secrets: false,
+            certificates_on_demand: false,
             config_wait: None,
             fleets: Fleets::default(),
             probe: None,

@@ -98,6 +98,11 @@ impl Options {
         };
         options.redirects = get("KOURIER_HTTPOPTION_DISABLED").is_none();
         options.labelled_secrets = parse_bool(&text("ENABLE_SECRET_INFORMER_FILTERING_BY_CERT_UID")).unwrap_or(false);
+        options.certificates_on_demand = match text("KOURIER_CERTIFICATES").as_str() {
+            "" | "chains" => false,
+            "on-demand" => true,
+            other => return Err(format!("KOURIER_CERTIFICATES is {other:?}, which must be chains or on-demand")),
+        };
         options.settings.certificate = secret(&text("CERTS_SECRET_NAMESPACE"), &text("CERTS_SECRET_NAME"));
         if let Some(workers) = get("K_THREADS_PER_CONTROLLER") {
             options.workers =
@@ -255,16 +260,20 @@ mod tests {
             ("KOURIER_EXTAUTHZ_HOST", "authz:6000"),
             ("KOURIER_EXTAUTHZ_TIMEOUT", "50"),
             ("PROBE_MAX_RETRY_DELAY_SECONDS", "5"),
+            ("KOURIER_CERTIFICATES", "on-demand"),
             ("KOURIER_GATEWAYS", "[{name: inside, node: {id: inside}, visibility: ClusterLocal}]"),
         ])
         .unwrap();
         assert_eq!((plain.probe, full.probe), (Some(Duration::from_secs(30)), Some(Duration::from_secs(5))));
         assert_eq!((plain.fleets.iter().count(), full.fleets.iter().count()), (1, 2));
-        for (name, value) in [("PROBE_MAX_RETRY_DELAY_SECONDS", "0"), ("KOURIER_GATEWAYS", "inside")] {
+        for (name, value) in
+            [("PROBE_MAX_RETRY_DELAY_SECONDS", "0"), ("KOURIER_GATEWAYS", "inside"), ("KOURIER_CERTIFICATES", "some")]
+        {
             let error = Options::from_environment(|n| (n == name).then(|| value.to_owned())).unwrap_err();
             assert!(error.starts_with(name), "{error}");
         }
         assert!(!full.redirects && !full.labelled_secrets);
+        assert!(full.certificates_on_demand && !plain.certificates_on_demand);
         assert_eq!(full.settings.certificate, Some(ObjectKey::new("ns", "cert")));
         let authorization = full.settings.authorization.clone().unwrap();
         assert_eq!(authorization.protocol, AuthorizationProtocol::Grpc);

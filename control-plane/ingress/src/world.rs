@@ -147,7 +147,7 @@ impl<O: Objects> World<O> {
             context: Context::default(),
             trust: Trust::default(),
             listeners: Listeners::default(),
-            certificates: Certificates::default(),
+            certificates: Certificates::new(options.certificates_on_demand),
             one_certificates: BTreeMap::new(),
             ingresses: HashMap::new(),
             domains: HashMap::new(),
@@ -523,6 +523,7 @@ impl Live {
             || self.scopes.contains(name)
             || self.clusters.contains(&**name)
             || self.certificates.iter().any(|secret| secret.to_string() == **name)
+            || self.domains.contains(&**name)
     }
 }
 

@@ -115,6 +115,7 @@ fn objects_ports_and_probes_are_those_of_the_contract() {
         ("KOURIER_GATEWAY_NAMESPACE", gateway),
         ("ENABLE_SECRET_INFORMER_FILTERING_BY_CERT_UID", "false"),
         ("KOURIER_GATEWAYS", ""),
+        ("KOURIER_CERTIFICATES", "chains"),
         ("KUBE_API_BURST", "200"),
         ("KUBE_API_QPS", "200"),
     ] {

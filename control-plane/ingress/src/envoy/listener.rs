@@ -55,7 +55,8 @@ pub enum Routes {
 /// One certificate, for these server names; without names for all that have no chain of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Chain {
-    pub secret: String,
+    /// `None`: the secret of each server name, asked for when somebody connects.
+    pub secret: Option<String>,
     pub server_names: BTreeSet<String>,
 }
 
@@ -84,9 +85,9 @@ pub fn listener(listener: &Listener, routes: Routes) -> Option<v3::Listener> {
             server_names: chain.server_names.iter().cloned().collect(),
             ..Default::default()
         }),
-        transport_socket: Some(tls::downstream(&chain.secret, listener.settings.cipher_suites.iter())),
+        transport_socket: Some(tls::downstream(chain.secret.as_deref(), listener.settings.cipher_suites.iter())),
         filters: vec![manager.clone()],
-        name: chain.secret.clone(),
+        name: chain.secret.clone().unwrap_or_else(|| "on-demand".to_owned()),
         ..Default::default()
     };
     let filter_chains =

@@ -6,14 +6,19 @@ use std::time::Duration;
 use envoy_types::{
     pb::{
         envoy::{
-            config::core::v3::{DataSource, TransportSocket, data_source, transport_socket},
-            extensions::transport_sockets::tls::v3::{
-                CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, PrivateKeyProvider,
-                SdsSecretConfig, Secret, SubjectAltNameMatcher, TlsCertificate, TlsParameters, UpstreamTlsContext,
-                common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
-                private_key_provider, secret,
-                subject_alt_name_matcher::SanType,
-                tls_parameters::TlsProtocol,
+            config::core::v3::{DataSource, TransportSocket, TypedExtensionConfig, data_source, transport_socket},
+            extensions::transport_sockets::tls::{
+                cert_mappers::sni::v3::Sni,
+                cert_selectors::on_demand_secret::v3::Config as OnDemand,
+                v3::{
+                    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, PrivateKeyProvider,
+                    SdsSecretConfig, Secret, SubjectAltNameMatcher, TlsCertificate, TlsParameters, UpstreamTlsContext,
+                    common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+                    downstream_tls_context::SessionTicketKeysType,
+                    private_key_provider, secret,
+                    subject_alt_name_matcher::SanType,
+                    tls_parameters::TlsProtocol,
+                },
             },
             r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
         },
@@ -73,21 +78,42 @@ pub fn trust(name: &str, chain: &[u8]) -> Secret {
     Secret { name: name.to_owned(), r#type: Some(secret::Type::ValidationContext(context)) }
 }
 
-pub(super) fn downstream<'a>(secret: &str, cipher_suites: impl Iterator<Item = &'a String>) -> TransportSocket {
-    let common = CommonTlsContext {
+/// TLS to clients, with this certificate; without a name, with the secret of the server name that a client asks for.
+pub(super) fn downstream<'a>(secret: Option<&str>, cipher_suites: impl Iterator<Item = &'a String>) -> TransportSocket {
+    let mut common = CommonTlsContext {
         alpn_protocols: vec!["h2".to_owned(), "http/1.1".to_owned()],
         tls_params: Some(TlsParameters {
             tls_minimum_protocol_version: TlsProtocol::TlSv12 as i32,
             cipher_suites: cipher_suites.cloned().collect(),
             ..Default::default()
         }),
-        tls_certificate_sds_secret_configs: vec![SdsSecretConfig {
-            name: secret.to_owned(),
-            sds_config: Some(ads(None)),
-        }],
         ..Default::default()
     };
+    let Some(secret) = secret else {
+        common.custom_tls_certificate_selector = Some(on_demand());
+        return socket(pack_any(DownstreamTlsContext {
+            common_tls_context: Some(common),
+            // The selector asks for this.
+            disable_stateful_session_resumption: true,
+            session_ticket_keys_type: Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)),
+            ..Default::default()
+        }));
+    };
+    let certificate = SdsSecretConfig { name: secret.to_owned(), sds_config: Some(ads(None)) };
+    common.tls_certificate_sds_secret_configs.push(certificate);
     socket(pack_any(DownstreamTlsContext { common_tls_context: Some(common), ..Default::default() }))
+}
+
+fn on_demand() -> TypedExtensionConfig {
+    let extension = |name: &str, config| TypedExtensionConfig { name: name.to_owned(), typed_config: Some(config) };
+    // No server has this name.
+    let nameless = Sni { default_value: "-".to_owned() };
+    let config = OnDemand {
+        config_source: Some(ads(None)),
+        certificate_mapper: Some(extension("envoy.tls.certificate_mappers.sni", pack_any(nameless))),
+        ..Default::default()
+    };
+    extension("envoy.tls.certificate_selectors.on_demand_secret", pack_any(config))
 }
 
 /// TLS to a backend that proves to be one of these.

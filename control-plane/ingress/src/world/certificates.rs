@@ -20,11 +20,34 @@ pub(super) struct Certificates {
     published: BTreeMap<Name, Version>,
     /// Published for a whole table.
     whole: BTreeSet<Name>,
+    by_name: Option<ByName>,
+}
+
+/// Certificates under the names of servers, for listeners that ask for them one by one.
+#[derive(Debug, Default)]
+struct ByName {
+    ingresses: HashMap<ObjectKey, Named>,
+    /// How many have names of each kind.
+    external: usize,
+    local: usize,
+}
+
+#[derive(Debug, Default)]
+struct Named {
+    names: BTreeSet<Name>,
+    external: bool,
+    local: bool,
+    /// Some name is a pattern, under which nobody asks: it needs a chain.
+    patterns: bool,
 }
 
 // === impl Certificates ===
 
 impl Certificates {
+    pub(super) fn new(on_demand: bool) -> Self {
+        Certificates { by_name: on_demand.then(ByName::default), ..Certificates::default() }
+    }
+
     pub(super) fn watch(&mut self, ingress: &ObjectKey, old: &BTreeSet<ObjectKey>, new: &BTreeSet<ObjectKey>) {
         for secret in old.difference(new) {
             if let Some(named) = self.named.get_mut(secret) {
@@ -58,6 +81,7 @@ impl Certificates {
         new: BTreeMap<ObjectKey, (Pair, ServerNames)>,
         change: &mut Change,
     ) -> bool {
+        let by_name = self.assign_names(ingress, &new, change);
         let mut changed = false;
         for secret in old.iter().filter(|secret| !new.contains_key(secret)) {
             let Some(users) = self.used.get_mut(secret) else { continue };
@@ -78,7 +102,44 @@ impl Certificates {
                 changed = true;
             }
         }
-        changed
+        // Beside a certificate for a whole table there is a chain for each of the others after all.
+        by_name.filter(|_| self.whole.is_empty()).unwrap_or(changed)
+    }
+
+    /// The same by server name, where that is wanted. True if there are other listeners because of it.
+    fn assign_names(
+        &mut self,
+        ingress: &ObjectKey,
+        new: &BTreeMap<ObjectKey, (Pair, ServerNames)>,
+        change: &mut Change,
+    ) -> Option<bool> {
+        let by_name = self.by_name.as_mut()?;
+        let before = by_name.kinds();
+        let old = by_name.forget(ingress);
+        let mut pairs: BTreeMap<&str, &Pair> = BTreeMap::new();
+        let mut named = Named::default();
+        for (pair, names) in new.values() {
+            named.external |= !names.external.is_empty();
+            named.local |= !names.local.is_empty();
+            for name in names.external.union(&names.local) {
+                pairs.entry(name).or_insert(pair);
+                named.patterns |= name.contains('*');
+            }
+        }
+        named.names = pairs.keys().map(|name| Name::from(*name)).collect();
+        let patterns = old.patterns || named.patterns;
+        let gone: Vec<Name> = old.names.difference(&named.names).cloned().collect();
+        by_name.keep(ingress, named);
+        let changed = patterns || by_name.kinds() != before;
+        for name in gone {
+            if self.published.remove(&name).is_some() {
+                change.remove.push((Kind::Secret, name));
+            }
+        }
+        for (name, pair) in pairs {
+            self.publish(name, pair, false, change);
+        }
+        Some(changed)
     }
 
     /// The certificates of whole tables: what is published for them, by the Secrets' keys.
@@ -108,17 +169,54 @@ impl Certificates {
 
     /// One chain per Secret. A server name that two Secrets claim stays with the first, because Envoy refuses a
     /// listener with both.
-    pub(super) fn chains(&self, pick: impl Fn(&ServerNames) -> &BTreeSet<String>) -> Vec<Chain> {
+    pub(super) fn each(&self, pick: impl Fn(&ServerNames) -> &BTreeSet<String>) -> Vec<Chain> {
         let mut taken = BTreeSet::new();
         let mut chains = Vec::new();
         for (secret, users) in &self.used {
             let names = users.values().flat_map(&pick);
             let server_names: BTreeSet<String> = names.filter(|name| taken.insert((*name).clone())).cloned().collect();
             if !server_names.is_empty() {
-                chains.push(Chain { secret: secret.to_string(), server_names });
+                chains.push(Chain { secret: Some(secret.to_string()), server_names });
             }
         }
         chains
+    }
+
+    /// What there is for a kind of names: a chain per Secret, or one for all that asks by server name.
+    pub(super) fn chains(&self, pick: fn(&ServerNames) -> &BTreeSet<String>) -> Vec<Chain> {
+        let mut chains = self.each(pick);
+        if self.by_name.is_some() && !chains.is_empty() {
+            for chain in &mut chains {
+                chain.server_names.retain(|name| name.contains('*'));
+            }
+            chains.retain(|chain| !chain.server_names.is_empty());
+            chains.push(Chain { secret: None, server_names: BTreeSet::new() });
+        }
+        chains
+    }
+}
+
+// === impl ByName ===
+
+impl ByName {
+    /// Which kinds of names there are.
+    fn kinds(&self) -> (bool, bool) {
+        (self.external > 0, self.local > 0)
+    }
+
+    fn keep(&mut self, ingress: &ObjectKey, named: Named) {
+        if !named.names.is_empty() {
+            self.external += usize::from(named.external);
+            self.local += usize::from(named.local);
+            self.ingresses.insert(ingress.clone(), named);
+        }
+    }
+
+    fn forget(&mut self, ingress: &ObjectKey) -> Named {
+        let named = self.ingresses.remove(ingress).unwrap_or_default();
+        self.external -= usize::from(named.external);
+        self.local -= usize::from(named.local);
+        named
     }
 }
 
@@ -152,7 +250,7 @@ mod tests {
             let chains: Vec<(String, usize)> = certificates
                 .chains(|names| &names.external)
                 .into_iter()
-                .map(|chain| (chain.secret, chain.server_names.len()))
+                .map(|chain| (chain.secret.unwrap(), chain.server_names.len()))
                 .collect();
             (changed, chains, std::mem::take(&mut change))
         };
@@ -166,5 +264,27 @@ mod tests {
         let (changed, chains, published) = assign(&one, &[&x], vec![]);
         assert!(changed && published.remove.len() == 1);
         assert_eq!(chains, [("s/y".to_owned(), 2)]);
+    }
+    #[test]
+    fn by_server_name_listeners_change_with_the_first_and_the_last() {
+        let mut certificates = Certificates::new(true);
+        let mut change = Change::default();
+        let (one, two, x) = (ObjectKey::new("a", "one"), ObjectKey::new("a", "two"), ObjectKey::new("s", "x"));
+        let mut assign = |ingress: &ObjectKey, used: &[&str]| {
+            let new = (!used.is_empty()).then(|| (x.clone(), (pair("1"), names(used)))).into_iter().collect();
+            let changed = certificates.assign(ingress, &[x.clone()].into(), new, &mut change);
+            let chains = certificates.chains(|names| &names.external);
+            let asked = chains.iter().filter(|chain| chain.secret.is_none()).count();
+            let gone = change.remove.drain(..).map(|(_, name)| name.to_string()).collect::<Vec<_>>();
+            change.set.clear();
+            (changed, chains.len(), asked, gone)
+        };
+        assert_eq!(assign(&one, &["a", "b"]), (true, 1, 1, Vec::new()));
+        assert_eq!(assign(&two, &["c"]), (false, 1, 1, Vec::new()));
+        assert_eq!(assign(&two, &["c", "*.d"]), (true, 2, 1, Vec::new()), "a pattern needs a chain");
+        assert_eq!(assign(&two, &["c"]), (true, 1, 1, vec!["*.d".to_owned()]));
+        assert_eq!(assign(&one, &["b"]), (false, 1, 1, vec!["a".to_owned()]));
+        assert_eq!(assign(&one, &[]), (false, 1, 1, vec!["b".to_owned()]));
+        assert_eq!(assign(&two, &[]), (true, 0, 0, vec!["c".to_owned(), "s/x".to_owned()]));
     }
 }

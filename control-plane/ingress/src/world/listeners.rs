@@ -1,6 +1,9 @@
 //! The gateway's listeners: which there are follows from the settings and from the certificates in use.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use xds::{Change, Kind, Name, Resource, Version};
 
@@ -9,6 +12,7 @@ use crate::{
     envoy::{self, Chain, Routes},
     model::Table,
     options::{Options, Settings},
+    translate::ServerNames,
 };
 
 #[derive(Debug, Default)]
@@ -46,13 +50,15 @@ impl Listeners {
         change: &mut Change,
     ) {
         self.clusters(settings, change);
-        let chains = |mut chains: Vec<Chain>, whole: &Option<controller::ObjectKey>| {
-            let secret = whole.as_ref().map(|secret| whole_name(secret, settings.cryptomb));
-            chains.extend(secret.map(|secret| Chain { secret, server_names: Default::default() }));
+        let chains = |names: fn(&ServerNames) -> &BTreeSet<String>, whole: &Option<controller::ObjectKey>| {
+            let Some(secret) = whole else { return certificates.chains(names) };
+            let mut chains = certificates.each(names);
+            let secret = Some(whole_name(secret, settings.cryptomb));
+            chains.push(Chain { secret, server_names: BTreeSet::new() });
             chains
         };
-        let external = chains(certificates.chains(|names| &names.external), &settings.certificate);
-        let local = chains(certificates.chains(|names| &names.local), &settings.cluster_certificate);
+        let external = chains(|names| &names.external, &settings.certificate);
+        let local = chains(|names| &names.local, &settings.cluster_certificate);
         let probe: &[SocketAddr] = if options.external_tls_listen.is_empty() { &[] } else { &options.probe_tls_listen };
         let plain = || Some(Vec::new());
         let secured = |chains: &Vec<Chain>| (!chains.is_empty()).then(|| chains.clone());
@@ -100,8 +106,8 @@ impl Listeners {
     fn resource(&self, model: &envoy::Listener, routes: Routes, version: Version) -> Resource {
         let message = envoy::listener(model, routes).expect("it has an address");
         let mut resource = Resource::new(Kind::Listener, model.name.as_str(), version, &message);
-        for chain in &model.chains {
-            resource = resource.requires(Kind::Secret, chain.secret.as_str());
+        for secret in model.chains.iter().filter_map(|chain| chain.secret.as_deref()) {
+            resource = resource.requires(Kind::Secret, secret);
         }
         for cluster in self.clusters.keys() {
             resource = resource.requires(Kind::Cluster, cluster.clone());

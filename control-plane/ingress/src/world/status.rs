@@ -119,6 +119,7 @@ impl<O: Objects> World<O> {
             (event, [envoy::TRUST, envoy::AUTHORIZER_TRUST].contains(&&**name))
         {
             owners.extend(self.certificates.users_of(name));
+            owners.extend(self.domains.get(&**name).cloned());
         }
         for owner in &owners {
             let Some(entry) = self.ingresses.get_mut(owner) else { continue };

@@ -166,3 +166,65 @@ async fn protocols_are_negotiated_and_cipher_suites_limited() {
     assert!(dump.contains(r#""cipher_suites":["ECDHE-ECDSA-AES128-GCM-SHA256","ECDHE-ECDSA-CHACHA20-POLY1305"]"#));
     answered(&rig, &certificate, "tls.example.com").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_demand_a_new_certificate_changes_no_listener() {
+    let started = Rig::start_control_plane_with(|options| options.certificates_on_demand = true).await;
+    let Some(mut rig) = started else { return };
+    let app = Backend::start("app").await;
+    rig.service("app", "http", &[app.address]);
+    let put = |n: usize, certificate: &Certificate| {
+        let name = format!("h{n}.example.com");
+        rig.secret("default", &format!("s{n}"), &certificate.data());
+        let mut spec = host(&name, json!([split("app", 100)]));
+        spec["tls"] = json!([{"hosts": [name], "secretName": format!("s{n}"), "secretNamespace": "default"}]);
+        rig.ingress(&format!("i{n}"), spec);
+    };
+    let certificates: Vec<Certificate> = (0..30).map(|n| Certificate::new(&[&format!("h{n}.example.com")])).collect();
+    for (n, certificate) in certificates[..29].iter().enumerate() {
+        put(n, certificate);
+    }
+    rig.ready("i28").await;
+    let served = async |rig: &Rig, n: usize, certificate: &Certificate| {
+        let host = format!("h{n}.example.com");
+        send_tls(rig.external_tls, certificate, &Request::to(&host)).await.is_ok_and(|answer| answer.status == 200)
+    };
+    for (n, certificate) in certificates[..29].iter().enumerate() {
+        rig.until("its own certificate", async || served(&rig, n, certificate).await).await;
+    }
+    let ([_, listeners, _], bytes) = (rig.updates().await, rig.received().await);
+    put(29, &certificates[29]);
+    rig.ready("i29").await;
+    assert!(served(&rig, 29, &certificates[29]).await, "Ready is served, at the first attempt");
+    assert_eq!(rig.updates().await[1], listeners);
+    let bytes = rig.received().await - bytes;
+    assert!(bytes < 8192, "{bytes} bytes for one certificate among 30");
+    // Renewed, and gone.
+    let renewed = Certificate::new(&["h3.example.com"]);
+    rig.secret("default", "s3", &renewed.data());
+    rig.until("the renewed certificate", async || served(&rig, 3, &renewed).await).await;
+    assert!(send_tls(rig.external_tls, &renewed, &Request::to("unknown.example.com")).await.is_err());
+    rig.remove_ingress("i4");
+    rig.settle().await;
+    rig.until("the end of a certificate", async || !served(&rig, 4, &certificates[4]).await).await;
+    assert_eq!(rig.updates().await[1], listeners);
+    // Nothing is asked for again, and what was in use goes on without the control plane's help.
+    rig.restart_control_plane().await;
+    assert!(served(&rig, 3, &renewed).await);
+    rig.settle().await;
+    assert!(served(&rig, 5, &certificates[5]).await);
+
+    // Beside a certificate for all the others there is a chain for each again.
+    let others = Certificate::new(&["other.example.com"]);
+    rig.secret("knative-serving", "others", &others.data());
+    let key = controller::ObjectKey::new("knative-serving", "others");
+    rig.configure(|settings| settings.certificate = Some(key));
+    rig.ingress("other", host("other.example.com", json!([split("app", 100)])));
+    rig.ready("other").await;
+    rig.until("the one for the others", async || {
+        send_tls(rig.external_tls, &others, &Request::to("other.example.com")).await.is_ok_and(|a| a.status == 200)
+    })
+    .await;
+    assert!(served(&rig, 5, &certificates[5]).await && served(&rig, 3, &renewed).await);
+    assert_eq!(rig.rejections().await, 0);
+}

@@ -51,6 +51,19 @@ impl Rig {
 
     /// With a gateway that is started in another way.
     pub(crate) async fn start_with(state_of_the_world: bool, change: impl FnOnce(&mut Bootstrap)) -> Option<Self> {
+        Self::start_both_with(state_of_the_world, |_| {}, change).await
+    }
+
+    /// With a control plane that is started in another way.
+    pub(crate) async fn start_control_plane_with(change: impl FnOnce(&mut Options)) -> Option<Self> {
+        Self::start_both_with(false, change, |_| {}).await
+    }
+
+    async fn start_both_with(
+        state_of_the_world: bool,
+        change_options: impl FnOnce(&mut Options),
+        change: impl FnOnce(&mut Bootstrap),
+    ) -> Option<Self> {
         let Some(program) = envoy() else {
             eprintln!("skipped: no Envoy; name one in ENVOY or put it on PATH");
             return None;
@@ -68,6 +81,7 @@ impl Rig {
         };
         let mut options = options;
         options.settings.access_log = false;
+        change_options(&mut options);
         let objects = Store::default();
         let control = Control::start(&objects, &options).await;
         let mut bootstrap = Bootstrap { state_of_the_world, concurrency: 1, ..Bootstrap::new(xds, Admin::Tcp(admin)) };
