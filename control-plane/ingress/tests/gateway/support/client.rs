@@ -111,7 +111,8 @@ pub(crate) async fn send_on(
 // === impl Traffic ===
 
 impl Traffic {
-    /// `patient`: what the gateway did not answer at all is asked once more, as load balancers do.
+    /// `patient`: what the gateway did not answer at all is asked again, as load balancers do; more than once, because a
+    /// process that was killed takes connections until the kernel has taken it apart.
     pub(super) fn start(to: SocketAddr, host: &'static str, patient: bool) -> Self {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let worker = || {
@@ -120,8 +121,10 @@ impl Traffic {
                 let mut failed = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let mut answer = send(to, &Request::to(host)).await;
-                    if patient && answer.is_err() {
-                        answer = send(to, &Request::to(host)).await;
+                    for _ in 0..if patient { 20 } else { 0 } {
+                        if answer.is_err() {
+                            answer = send(to, &Request::to(host)).await;
+                        }
                     }
                     match answer {
                         Ok(answer) if answer.status == 200 => drop(answered.fetch_add(1, Ordering::Relaxed)),
