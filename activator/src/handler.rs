@@ -15,8 +15,7 @@ use http::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use http_body::Body as _;
-use hyper::body::Incoming;
-use net::{InFlight, InFlightGuard, Outbound, PooledBody, ResponseBody, SendFailure, Timer, headers};
+use net::{InFlight, InFlightGuard, Incoming, Outbound, PooledBody, ResponseBody, SendFailure, Timer, headers};
 
 use crate::{
     dispatch::{Attempt, Broken, Failure, dispatch},

@@ -13,7 +13,7 @@ use api::config::Observability;
 use arc_swap::ArcSwapOption;
 use controller::Config;
 use http::{Request, StatusCode};
-use hyper::body::Incoming;
+use net::Incoming;
 use telemetry::{
     Lines, Record, RequestLog,
     otlp::Otel,

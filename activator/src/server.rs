@@ -13,8 +13,7 @@ use std::{
 
 use controller::Context;
 use http::{Request, StatusCode};
-use hyper::body::Incoming;
-use net::{Connections, IdleLimits, InFlight, Workers};
+use net::{Connections, IdleLimits, InFlight, Incoming, Workers};
 use tokio::{
     runtime::Handle as Runtime,
     time::{sleep, timeout},

@@ -7,7 +7,7 @@
 use std::{
     fmt::Display,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
@@ -15,13 +15,12 @@ use http::{
     Request, Response, StatusCode,
     header::{self, HeaderMap, HeaderValue},
 };
-use hyper::body::Incoming;
-use net::{Breaker, InFlight, InFlightGuard, Limits, Outbound, Pool, ResponseBody, Slot, Timer, headers};
+use net::{Breaker, InFlight, InFlightGuard, Incoming, Limits, Outbound, Pool, ResponseBody, Slot, Timer, headers};
 
 use crate::{
     drain::Drainer,
     forwarded,
-    observed::{Observers, Seen},
+    observed::{Ending, Observers, Seen},
     pending::{self, Pending},
     probe::{Patience, Prober},
     stats::{Stats, StatsGuard},
@@ -48,6 +47,7 @@ pub(crate) struct Ticket {
     _slot: Option<Slot>,
     _stats: Option<StatsGuard>,
     _in_flight: Option<InFlightGuard>,
+    _ending: Option<Ending>,
 }
 
 // === impl Ticket ===
@@ -80,7 +80,9 @@ impl Chain {
             return self.answer(request, peer, None).await;
         }
         let seen = self.observers.see(&request, peer, tls);
+        let ending = Ending::new(&self.observers, &seen);
         let response = self.answer(request, peer, Some(&seen)).await;
+        ending.disarm();
         self.observers.watch(seen, response)
     }
 
@@ -107,7 +109,14 @@ impl Chain {
             return timed_out(timer.message());
         };
         match outcome {
-            Ok((outbound, response, ticket)) => net::respond(outbound, response, timer, ticket),
+            Ok((outbound, response, mut ticket)) => {
+                if let Some(seen) = seen {
+                    seen.answered.store(true, Ordering::Release);
+                    let tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    ticket._ending = tunnel.then(|| Ending::of_tunnel(&self.observers, seen));
+                }
+                net::respond(outbound, response, timer, ticket)
+            }
             Err(response) => *response,
         }
     }
@@ -203,8 +212,8 @@ impl Chain {
 
 /// The activator sends to an address, so it carries the host in a header of its own.
 fn restore_host(map: &mut HeaderMap) {
-    if let Some(original) = map.remove(&headers::ORIGINAL_HOST)
-        && !original.is_empty()
+    if map.get(&headers::ORIGINAL_HOST).is_some_and(|host| !host.is_empty())
+        && let Some(original) = map.remove(&headers::ORIGINAL_HOST)
     {
         map.insert(header::HOST, original);
     }

@@ -78,6 +78,10 @@ pub(crate) struct Outcome<'a> {
     pub(crate) tls: bool,
     pub(crate) tag: &'a str,
     pub(crate) status: StatusCode,
+    /// What the program is taken to have answered: 500 for what it broke off.
+    pub(crate) app_status: StatusCode,
+    /// The program answered.
+    pub(crate) answered: bool,
     pub(crate) request_bytes: u64,
     pub(crate) response_bytes: u64,
     pub(crate) total: Duration,
@@ -89,7 +93,6 @@ pub(crate) struct Metrics {
     state: Mutex<State>,
     resource: Vec<(String, String)>,
     started: SystemTime,
-    port: u16,
     user_port: u16,
     exporter: Option<Exporter>,
 }
@@ -133,7 +136,6 @@ impl Metrics {
             state: Mutex::default(),
             resource: resource::attributes(config),
             started: SystemTime::now(),
-            port: config.serving_port,
             user_port: config.user_port,
             exporter,
         }
@@ -146,32 +148,39 @@ impl Metrics {
 
     pub(crate) fn record(&self, outcome: &Outcome<'_>) {
         let (host, port) = outcome.host.rsplit_once(':').unwrap_or((outcome.host, ""));
-        let port = if port.is_empty() { self.port.to_string() } else { port.to_owned() };
-        let status = Cow::from(outcome.status.as_str().to_owned());
-        let labels = |address: String, port: String, scheme: &'static str| -> Labels {
-            vec![
-                ("http.request.method", method(outcome.method).into()),
-                ("http.response.status_code", status.clone()),
-                ("kn.route.tag", outcome.tag.to_owned().into()),
-                ("network.protocol.name", "http".into()),
-                ("network.protocol.version", version(outcome.version).into()),
-                ("server.address", address.into()),
-                ("server.port", port.into()),
-                ("url.scheme", scheme.into()),
-            ]
-        };
-        let server = labels(host.to_owned(), port, if outcome.tls { "https" } else { "http" });
+        let status = |status: StatusCode| Cow::from(status.as_str().to_owned());
+        let answered = ("http.response.status_code", status(outcome.status));
+        let labels =
+            |outcome_of: (&'static str, Cow<'static, str>), address: String, port: &str, scheme: &'static str| {
+                let mut labels: Labels = vec![
+                    ("http.request.method", method(outcome.method).into()),
+                    outcome_of,
+                    ("kn.route.tag", outcome.tag.to_owned().into()),
+                    ("network.protocol.name", "http".into()),
+                    ("network.protocol.version", version(outcome.version).into()),
+                    ("server.address", address.into()),
+                    ("url.scheme", scheme.into()),
+                ];
+                // A host without a port says nothing of one.
+                if !port.is_empty() {
+                    labels.push(("server.port", port.to_owned().into()));
+                }
+                labels.sort_unstable_by_key(|(name, _)| *name);
+                labels
+            };
+        let server = labels(answered.clone(), host.to_owned(), port, if outcome.tls { "https" } else { "http" });
         let request_bytes = outcome.request_bytes as f64;
         let mut state = self.state.lock();
         state.observe(&SERVER_DURATION, &server, outcome.total.as_secs_f64());
         state.observe(&SERVER_BODY, &server, request_bytes);
         state.observe(&SERVER_RESPONSE, &server, outcome.response_bytes as f64);
         let Some(program) = outcome.program.map(|time| time.as_secs_f64()) else { return };
-        let client = labels("127.0.0.1".to_owned(), self.user_port.to_string(), "http");
+        let failed = ("error.type", "_OTHER".into());
+        let of_program = if outcome.answered { answered } else { failed };
+        let client = labels(of_program, "127.0.0.1".to_owned(), &self.user_port.to_string(), "http");
         state.observe(&CLIENT_DURATION, &client, program);
         state.observe(&CLIENT_BODY, &client, request_bytes);
-        let upgraded = outcome.status == StatusCode::SWITCHING_PROTOCOLS;
-        let own = vec![("http.response.status_code", if upgraded { "200".into() } else { status })];
+        let own = vec![("http.response.status_code", status(outcome.app_status))];
         state.observe(&INVOCATION, &own, program);
     }
 }
@@ -215,7 +224,7 @@ fn method(method: &Method) -> &'static str {
 fn version(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2",
+        Version::HTTP_2 => "2.0",
         _ => "1.1",
     }
 }

@@ -5,13 +5,15 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use net::headers;
+use net::{Incoming, headers};
 use telemetry::{
     Described, Record, RequestLog, Revision,
     trace::{Context, Tracer},
@@ -44,6 +46,19 @@ pub(crate) struct Seen {
     pub(crate) trace: Option<Context>,
     /// When the program got it.
     pub(crate) program: OnceLock<Instant>,
+    /// The program has answered.
+    pub(crate) answered: AtomicBool,
+    /// The answer was a tunnel.
+    tunnel: AtomicBool,
+}
+
+/// Records a request at its drop, where no answer tells of its end: its client has left, or it became a tunnel.
+pub(crate) struct Ending {
+    observers: Arc<Observers>,
+    seen: Arc<Seen>,
+    tunnel: bool,
+    /// Its answer tells of its end.
+    disarmed: bool,
 }
 
 // === impl Observers ===
@@ -62,6 +77,10 @@ impl Observers {
 
     /// Arranges for `response` to be recorded at its end.
     pub(crate) fn watch(self: &Arc<Self>, seen: Arc<Seen>, mut response: Response<Body>) -> Response<Body> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            seen.tunnel.store(true, Ordering::Release);
+            return response;
+        }
         if self.server_timing
             && !seen.probe
             && let Some(value) = seen.timing()
@@ -71,8 +90,7 @@ impl Observers {
         let observers = self.clone();
         let status = response.status();
         response.body_mut().on_end(Box::new(move |bytes, broken| {
-            let status = if broken { StatusCode::INTERNAL_SERVER_ERROR } else { status };
-            observers.record(&seen, status, if broken { 0 } else { bytes });
+            observers.record(&seen, status, bytes, broken);
         }));
         response
     }
@@ -87,10 +105,11 @@ impl Observers {
         }
     }
 
-    fn record(&self, seen: &Seen, status: StatusCode, bytes: u64) {
+    fn record(&self, seen: &Seen, status: StatusCode, bytes: u64, broken: bool) {
         let now = Instant::now();
+        let app_status = if broken { StatusCode::INTERNAL_SERVER_ERROR } else { status };
         if let (Some(tracer), Some(context)) = (&self.tracer, &seen.trace) {
-            trace::record(tracer, context, seen, status);
+            trace::record(tracer, context, seen, app_status);
         }
         if let Some(metrics) = self.metrics.as_ref().filter(|_| !seen.probe) {
             metrics.record(&Outcome {
@@ -100,6 +119,8 @@ impl Observers {
                 tls: seen.request.tls,
                 tag: seen.tag(),
                 status,
+                app_status,
+                answered: seen.answered.load(Ordering::Acquire),
                 request_bytes: u64::try_from(seen.request.length).unwrap_or(0),
                 response_bytes: bytes,
                 total: now - seen.request.started,
@@ -109,12 +130,41 @@ impl Observers {
         if let Some((log, revision)) = self.log.as_ref().filter(|_| !seen.probe || self.log_probes) {
             log.write(&Record {
                 request: &seen.request,
-                status,
-                bytes,
+                status: app_status,
+                bytes: if broken { 0 } else { bytes },
                 latency: now - seen.request.started,
                 revision,
                 traced: true,
             });
+        }
+    }
+}
+
+// === impl Ending ===
+
+impl Ending {
+    pub(crate) fn new(observers: &Arc<Observers>, seen: &Arc<Seen>) -> Self {
+        Self { observers: observers.clone(), seen: seen.clone(), tunnel: false, disarmed: false }
+    }
+
+    /// Of the tunnel, if the answer is one.
+    pub(crate) fn of_tunnel(observers: &Arc<Observers>, seen: &Arc<Seen>) -> Self {
+        let mut ending = Self::new(observers, seen);
+        ending.tunnel = true;
+        ending
+    }
+
+    pub(crate) fn disarm(mut self) {
+        self.disarmed = true;
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let due = if self.tunnel { self.seen.tunnel.load(Ordering::Acquire) } else { !self.disarmed };
+        if due {
+            // What upstream takes for the status of an answer that was never given.
+            self.observers.record(&self.seen, StatusCode::OK, 0, false);
         }
     }
 }
@@ -141,6 +191,8 @@ impl Seen {
             waited: OnceLock::new(),
             trace: None,
             program: OnceLock::new(),
+            answered: AtomicBool::new(false),
+            tunnel: AtomicBool::new(false),
         }
     }
 

@@ -10,10 +10,9 @@ use std::{
 };
 
 use http::Request;
-use hyper::body::Incoming;
-use net::{Breaker, Connections, Http, InFlight, Limits, Pool, PoolOptions};
+use net::{Breaker, Connections, Http, InFlight, Incoming, Limits, Pool, PoolOptions};
 use parking_lot::Mutex;
-use telemetry::{Lines, RequestLog, profiling};
+use telemetry::{Lines, RequestLog, Revision, profiling};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -87,10 +86,7 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         pool: Pool::new(user, PoolOptions { max_idle, ..PoolOptions::default() }),
         observers: Arc::new(Observers {
             metrics: metrics(&config),
-            log: config
-                .observability
-                .log_template()
-                .map(|template| (RequestLog::new(template, Lines::default()), revision(&config))),
+            log: request_log(&config),
             log_probes: config.observability.enable_probe_request_log,
             server_timing: config.server_timing,
             tracer: trace::start(&config),
@@ -187,6 +183,20 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
         metrics.export_every(config.export_interval());
     }
     Ok(Handle { chain, servers, terminating, tls_address, metrics_address, profiling_address })
+}
+
+/// The request log, where it is on and can be made.
+fn request_log(config: &Config) -> Option<(RequestLog, Revision)> {
+    let settings = &config.observability;
+    if settings.enable_request_log && settings.request_log_template.is_empty() {
+        tracing::warn!("the request log is on and has no template: set logging.request-log-template; it stays off");
+    }
+    let log = RequestLog::new(settings.log_template()?, Lines::default());
+    if !log.is_usable() {
+        tracing::error!("Error setting up request logger. Request logs will be unavailable.");
+        return None;
+    }
+    Some((log, revision(config)))
 }
 
 /// Where request metrics are on: to be scraped, or with a collector to send them to.

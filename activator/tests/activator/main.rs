@@ -428,15 +428,11 @@ async fn http2_goes_through_as_http2_with_trailers() {
     // Any HTTP/2 server will do: this one is the proxies' own.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
-    tokio::spawn(net::serve(
-        listener,
-        net::Connections::new(),
-        |request: Request<hyper::body::Incoming>, _| async move {
-            let version = format!("{:?}", request.version());
-            let body = request.into_body().collect().await.expect("a body").to_bytes();
-            net::text::<()>(http::StatusCode::OK, format!("{version} {}", String::from_utf8_lossy(&body)))
-        },
-    ));
+    tokio::spawn(net::serve(listener, net::Connections::new(), |request: Request<net::Incoming>, _| async move {
+        let version = format!("{:?}", request.version());
+        let body = request.into_body().collect().await.expect("a body").to_bytes();
+        net::text::<()>(http::StatusCode::OK, format!("{version} {}", String::from_utf8_lossy(&body)))
+    }));
     setup.revision("grpc", 0, 300).await;
     setup.cluster.endpoints("grpc", &[address], &[]);
     let client = net::Pool::new(setup.activator.h2c_address(), net::PoolOptions::default());

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use api::config::{Observability, Tracing};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use net::Incoming;
 use parking_lot::Mutex;
 use proto::Message as _;
 use telemetry::otlp::wire::ExportTraces;

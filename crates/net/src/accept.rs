@@ -18,14 +18,13 @@ use std::{
 };
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
 
-use crate::{Http, ResponseBody};
+use crate::{Http, Incoming, ResponseBody};
 
 /// The open connections of a server, and the way to end them.
 #[derive(Clone, Default)]

@@ -11,9 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use crate::{Timer, pool::PooledBody};
+use crate::{ConnectionError, Incoming, Timer, pool::PooledBody};
 
 /// What is sent to a backend.
 #[derive(Debug, Default)]
@@ -61,16 +60,16 @@ pub enum BodyError {
     #[error("{0}")]
     TimedOut(&'static str),
     #[error("the backend broke off its response: {0}")]
-    Backend(#[from] hyper::Error),
+    Backend(#[from] ConnectionError),
 }
 
 // === impl RequestBody ===
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ConnectionError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ConnectionError>>> {
         match self.get_mut() {
             Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
             this => match std::mem::take(this) {

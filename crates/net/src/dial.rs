@@ -17,10 +17,23 @@ const ATTEMPTS: u32 = 15;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    #[error("dial tcp {address}: {source}")]
+    #[error("dial tcp {address}: connect: {}", reason(.source))]
     Failed { address: SocketAddr, source: io::Error },
     #[error("timed out dialing {address} after {seconds:.2}s")]
     TimedOut { address: SocketAddr, seconds: f64 },
+}
+
+/// What the system says, in the form upstream's runtime gives it: `connection refused`.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    if error.raw_os_error().is_none() {
+        return text;
+    }
+    let mut text = text.split(" (os error").next().unwrap_or_default().to_owned();
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_lowercase();
+    }
+    text
 }
 
 /// Connects, without delaying small writes.

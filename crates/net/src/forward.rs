@@ -12,10 +12,11 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use http_body::Body as _;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 
 use crate::{
-    Pool, RequestBody, ResponseBody, SendError, Timer, headers, http_error, pool::PooledBody, tunnel, watched::Wire,
+    Incoming, Pool, RequestBody, ResponseBody, SendError, Timer, headers, http_error, incoming::Interim,
+    pool::PooledBody, tunnel,
 };
 
 /// A request on its way to the next hop.
@@ -25,6 +26,8 @@ pub struct Outbound {
     /// The client's side of an upgrade it asked for.
     upgrade: Option<(OnUpgrade, HeaderValue)>,
     http2: bool,
+    /// Where interim responses over HTTP/2 go.
+    interim: Option<Interim>,
 }
 
 // === impl Outbound ===
@@ -37,15 +40,21 @@ impl Outbound {
     /// A 502 for requests that a reverse proxy cannot pass on (`CONNECT`).
     pub fn new<G>(mut request: Request<Incoming>, peer: IpAddr) -> Result<Self, Box<Response<ResponseBody<G>>>> {
         if request.method() == Method::CONNECT {
-            let response = http_error(StatusCode::BAD_GATEWAY, "CONNECT is not supported by this proxy");
+            let response = http_error(StatusCode::BAD_GATEWAY, "client sent unsupported CONNECT request");
             return Err(Box::new(response));
         }
         let http2 = request.version() == Version::HTTP_2;
         let token = if http2 { None } else { headers::upgrade_token(request.headers()).cloned() };
+        if let Some(token) = &token
+            && token.to_str().is_err()
+        {
+            let message = format!("client tried to switch to invalid protocol {token:?}");
+            return Err(Box::new(http_error(StatusCode::BAD_GATEWAY, &message)));
+        }
         let upgrade = token.map(|token| (hyper::upgrade::on(&mut request), token));
 
+        let interim = Interim::of(&request);
         let (mut parts, body) = request.into_parts();
-        let wire = parts.extensions.remove::<Wire>();
         parts.extensions.clear();
         let headers = &mut parts.headers;
         headers::strip_hop_by_hop(headers);
@@ -73,15 +82,8 @@ impl Outbound {
             parts.uri = Uri::from(origin(&parts.uri));
         }
         let mut request = Request::from_parts(parts, body);
-        if let Some(wire) = wire {
-            hyper::ext::on_informational(&mut request, move |response| {
-                // Leave to send a body is given by the server itself.
-                if response.status() != StatusCode::CONTINUE {
-                    wire.send(response.status(), response.headers());
-                }
-            });
-        }
-        Ok(Self { request, upgrade, http2 })
+        let interim = if http2 { interim } else { interim.and_then(|wire| told_by_hyper(&mut request, wire)) };
+        Ok(Self { request, upgrade, http2, interim })
     }
 
     pub fn headers(&self) -> &HeaderMap {
@@ -109,7 +111,7 @@ impl Outbound {
         self.set_host(pool.address());
         let request = std::mem::take(&mut self.request);
         let result = if self.http2 {
-            pool.send_http2(request).await
+            pool.send_http2_for(request, self.interim.as_ref()).await
         } else if self.upgrade.is_some() {
             pool.send_fresh(request).await
         } else {
@@ -131,13 +133,21 @@ impl Outbound {
     fn set_host(&mut self, destination: SocketAddr) {
         let headers = self.request.headers_mut();
         if !self.http2 {
-            if !headers.contains_key(header::HOST) {
+            if headers.get(header::HOST).is_none_or(HeaderValue::is_empty) {
                 let host = HeaderValue::try_from(destination.to_string()).expect("an address is a header value");
                 headers.insert(header::HOST, host);
             }
             return;
         }
         let host = headers.remove(header::HOST);
+        let uri = self.request.uri();
+        if let (Some(host), Some(known)) = (&host, uri.authority())
+            && uri.scheme() == Some(&Scheme::HTTP)
+            && host.as_bytes() == known.as_str().as_bytes()
+            && uri.path_and_query().is_some()
+        {
+            return;
+        }
         let authority = host
             .and_then(|host| Authority::try_from(host.as_bytes()).ok())
             .unwrap_or_else(|| Authority::try_from(destination.to_string()).expect("an address is an authority"));
@@ -147,6 +157,12 @@ impl Outbound {
         parts.path_and_query = Some(origin(self.request.uri()));
         *self.request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
     }
+}
+
+/// Arranges for interim responses over HTTP/1.1 to be passed on.
+fn told_by_hyper(request: &mut Request<RequestBody>, interim: Interim) -> Option<Interim> {
+    hyper::ext::on_informational(request, move |response| interim.send(response.status(), response.headers()));
+    None
 }
 
 /// Why a backend gave no response.
@@ -201,13 +217,15 @@ where
     G: Send + Unpin + 'static,
 {
     let answered = headers::upgrade_token(response.headers()).cloned();
-    let (Some((client, asked)), Some(answered)) = (outbound.upgrade, answered) else {
-        return http_error(StatusCode::BAD_GATEWAY, "backend switched protocols without being asked to");
+    let answered = answered.unwrap_or(HeaderValue::from_static(""));
+    let agreed = |(_, asked): &(OnUpgrade, HeaderValue)| {
+        !answered.is_empty() && asked.as_bytes().eq_ignore_ascii_case(answered.as_bytes())
     };
-    if !asked.as_bytes().eq_ignore_ascii_case(answered.as_bytes()) {
+    let asked = outbound.upgrade.as_ref().map_or(HeaderValue::from_static(""), |(_, asked)| asked.clone());
+    let Some((client, _)) = outbound.upgrade.filter(agreed) else {
         let message = format!("backend tried to switch protocol {answered:?} when {asked:?} was requested");
-        return http_error(StatusCode::BAD_GATEWAY, &message);
-    }
+        return bad_gateway(&SendFailure::new(message, false));
+    };
     let backend = hyper::upgrade::on(&mut response);
     tokio::spawn(tunnel::run(client, backend, *timer.limits(), timer.deadline(), guard));
     headers::strip_hop_by_hop(response.headers_mut());
@@ -220,8 +238,14 @@ where
 
 /// The answer when a backend failed.
 pub fn bad_gateway<G>(failure: &SendFailure) -> Response<ResponseBody<G>> {
-    tracing::warn!(error = %failure, "error reverse proxying request");
+    log_failure(&failure.message);
     http_error(StatusCode::BAD_GATEWAY, &failure.message)
+}
+
+/// Logs why a backend gave no response, with what tells whether the system is short of sockets, as upstream does.
+pub fn log_failure(message: &str) {
+    let sockets = std::fs::read_to_string("/proc/net/sockstat").unwrap_or_else(|error| error.to_string());
+    tracing::error!(error = message, "error reverse proxying request; sockstat: {sockets}");
 }
 
 /// Path and query of a URI; `/` if it has none.

@@ -15,7 +15,7 @@ use crate::{Prefixed, headers};
 
 /// The largest body of a request that asks for the upgrade: it has to be here before the answer.
 const MAX_BODY: usize = 1 << 20;
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What every implementation takes in one frame.
 const FRAME: usize = 16 << 10;
 const MAX_SETTINGS: usize = 4 << 10;

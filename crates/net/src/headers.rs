@@ -50,6 +50,11 @@ pub fn is_probe(headers: &HeaderMap) -> bool {
     headers.get(&NETWORK_PROBE).is_some_and(|value| !value.is_empty()) || is_kubelet_probe(headers)
 }
 
+/// True if `host` has no character that a host cannot have, as upstream looks at it.
+pub fn is_host(host: &[u8]) -> bool {
+    host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!$%&()*+,-.:;=@[]'_~".contains(byte))
+}
+
 /// The token of an upgrade request or response (`websocket`), if both headers agree that it is one.
 pub fn upgrade_token(headers: &HeaderMap) -> Option<&HeaderValue> {
     let token = headers.get(header::UPGRADE)?;

@@ -15,7 +15,7 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use hyper::{body::Incoming, client::conn::http1};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -24,7 +24,10 @@ use tokio::{
 
 pub use self::body::PooledBody;
 use self::{body::Lease, http2::Http2};
-use crate::{DialError, Idle, IdleLimits, Look, RequestBody, dial};
+use crate::{
+    ConnectionError, DialError, Idle, IdleLimits, Incoming, Look, RequestBody, dial, incoming::Interim,
+    serve::MAX_HEADERS,
+};
 
 type Sender = http1::SendRequest<RequestBody>;
 
@@ -78,10 +81,10 @@ pub enum SendError {
     Dial { error: DialError, request: Box<Request<RequestBody>> },
     /// The connection went away before the request was written.
     #[error("{error}")]
-    NotSent { error: hyper::Error, request: Box<Request<RequestBody>> },
+    NotSent { error: ConnectionError, request: Box<Request<RequestBody>> },
     /// The request, or a part of it, was sent.
     #[error("{0}")]
-    Broken(hyper::Error),
+    Broken(ConnectionError),
 }
 
 // === impl PoolOptions ===
@@ -149,7 +152,7 @@ impl Pool {
                     let spare = spare.filter(|_| !error.error().is_parse());
                     match error.take_message().or(spare) {
                         Some(again) => request = again,
-                        None => return Err(SendError::Broken(error.into_error())),
+                        None => return Err(SendError::Broken(error.into_error().into())),
                     }
                 }
             }
@@ -163,7 +166,16 @@ impl Pool {
     /// # Errors
     /// See [`SendError`].
     pub async fn send_http2(&self, request: Request<RequestBody>) -> Result<Response<PooledBody>, SendError> {
-        self.shared.http2.send(&self.shared, request).await
+        self.send_http2_for(request, None).await
+    }
+
+    /// The same, telling `interim` of interim responses.
+    pub(crate) async fn send_http2_for(
+        &self,
+        request: Request<RequestBody>,
+        interim: Option<&Interim>,
+    ) -> Result<Response<PooledBody>, SendError> {
+        self.shared.http2.send(&self.shared, request, interim).await
     }
 
     /// Sends on a connection of its own that is not shared afterwards: for upgrades.
@@ -178,8 +190,8 @@ impl Pool {
         match sender.try_send_request(request).await {
             Ok(response) => Ok(self.respond(response, sender)),
             Err(mut error) => Err(match error.take_message() {
-                Some(request) => SendError::NotSent { error: error.into_error(), request: Box::new(request) },
-                None => SendError::Broken(error.into_error()),
+                Some(request) => SendError::NotSent { error: error.into_error().into(), request: Box::new(request) },
+                None => SendError::Broken(error.into_error().into()),
             }),
         }
     }
@@ -199,10 +211,10 @@ impl Pool {
             .map_err(|error| DialError::Failed { address: self.shared.address, source: io::Error::other(error) })
     }
 
-    fn respond(&self, response: Response<Incoming>, sender: Sender) -> Response<PooledBody> {
+    fn respond(&self, response: Response<hyper::body::Incoming>, sender: Sender) -> Response<PooledBody> {
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let lease = if upgraded { None } else { Some(Lease::Http1 { sender, pool: self.shared.clone() }) };
-        response.map(|body| PooledBody::new(body, lease))
+        response.map(|body| PooledBody::new(Incoming::Http1(body), lease))
     }
 }
 
@@ -257,20 +269,23 @@ impl Shared {
 /// Dropping the future closes the connection.
 ///
 /// # Errors
-/// What hyper says.
+/// What went wrong on the connection.
 pub async fn send_on(
     io: BoxIo,
     http2: bool,
     request: Request<RequestBody>,
-) -> Result<Response<Incoming>, hyper::Error> {
+) -> Result<Response<Incoming>, ConnectionError> {
     if http2 {
-        return http2::handshake(io).await?.send_request(request).await;
+        return http2::send_on(io, request).await;
     }
-    handshake(io, true).await?.send_request(request).await
+    let response = handshake(io, true).await?.send_request(request).await?;
+    Ok(response.map(Incoming::Http1))
 }
 
 async fn handshake(io: BoxIo, title_case: bool) -> Result<Sender, hyper::Error> {
-    let (sender, connection) = http1::Builder::new().title_case_headers(title_case).handshake(TokioIo::new(io)).await?;
+    let mut builder = http1::Builder::new();
+    builder.title_case_headers(title_case).max_headers(MAX_HEADERS).ignore_invalid_headers_in_responses(true);
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "backend connection ended");

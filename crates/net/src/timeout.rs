@@ -15,7 +15,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep};
 
-use crate::watched::Wire;
+use crate::{Incoming, incoming::Interim};
 
 /// What a revision allows its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct Timer {
     last_write: Option<Instant>,
     sleep: Pin<Box<Sleep>>,
     /// Where interim responses are written.
-    wire: Option<Wire>,
+    interim: Option<Interim>,
 }
 
 // === impl Timer ===
@@ -45,7 +45,7 @@ impl Timer {
         let started = Instant::now();
         let first = [Some(limits.total), limits.response_start, limits.idle].into_iter().flatten().min();
         let sleep = Box::pin(tokio::time::sleep_until(started + first.unwrap_or(limits.total)));
-        Self { limits, started, last_write: None, sleep, wire: None }
+        Self { limits, started, last_write: None, sleep, interim: None }
     }
 
     pub fn limits(&self) -> &Limits {
@@ -57,8 +57,8 @@ impl Timer {
     }
 
     /// Counts interim responses of `request` as written.
-    pub fn watch<B>(&mut self, request: &http::Request<B>) {
-        self.wire = request.extensions().get::<Wire>().cloned();
+    pub fn watch(&mut self, request: &http::Request<Incoming>) {
+        self.interim = Interim::of(request);
     }
 
     /// When the total limit is reached.
@@ -99,7 +99,7 @@ impl Timer {
     /// The next moment to look again, or `None` if a limit is exceeded at `now`.
     fn next(&self, now: Instant) -> Option<Instant> {
         let mut next = self.deadline();
-        let last_write = self.last_write.or_else(|| self.wire.as_ref()?.told());
+        let last_write = self.last_write.or_else(|| self.interim.as_ref()?.told());
         if let Some(limit) = self.limits.response_start
             && last_write.is_none()
         {

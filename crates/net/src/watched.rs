@@ -35,12 +35,11 @@ const MAX_INTERIM: usize = 64 << 10;
 pub(crate) struct Watched<I> {
     io: I,
     wire: Wire,
-    begun: bool,
 }
 
 /// Writes interim responses to a client over HTTP/1.1.
 #[derive(Clone)]
-pub struct Wire {
+pub(crate) struct Wire {
     state: Arc<Mutex<State>>,
 }
 
@@ -55,8 +54,6 @@ struct State {
     serving: usize,
     /// The first byte of a head that is not complete.
     head_since: Option<Instant>,
-    /// HTTP/2, where bytes between requests are not heads.
-    multiplexed: bool,
 }
 
 /// A body at whose end its request is no longer served.
@@ -77,15 +74,7 @@ pub(crate) struct HeadClock {
 
 impl Wire {
     pub(crate) fn new() -> Self {
-        let state = State {
-            flushed: true,
-            interim: Vec::new(),
-            told: None,
-            waker: None,
-            serving: 0,
-            head_since: None,
-            multiplexed: false,
-        };
+        let state = State { flushed: true, interim: Vec::new(), told: None, waker: None, serving: 0, head_since: None };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
@@ -177,7 +166,7 @@ impl HeadClock {
 
 impl<I> Watched<I> {
     pub(crate) fn new(io: I, wire: Wire) -> Self {
-        Self { io, wire, begun: false }
+        Self { io, wire }
     }
 }
 
@@ -208,12 +197,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
         let this = &mut *self;
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        let read = &buf.filled()[before..];
-        if !read.is_empty() {
+        if buf.filled().len() > before {
             let mut state = this.wire.state.lock();
-            state.multiplexed |= !this.begun && read.starts_with(b"PRI");
-            this.begun = true;
-            if state.serving == 0 && !state.multiplexed {
+            if state.serving == 0 {
                 state.head_since.get_or_insert_with(Instant::now);
             }
         }
@@ -302,7 +288,7 @@ mod tests {
         let (client, server) = tokio::io::duplex(64 << 10);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         tokio::spawn(async move {
-            let handler = move |request: http::Request<hyper::body::Incoming>, _| async move {
+            let handler = move |request: http::Request<crate::Incoming>, _| async move {
                 let _ = http_body_util::BodyExt::collect(request.into_body()).await;
                 tokio::time::sleep(wait).await;
                 crate::text::<()>(StatusCode::OK, "hello")

@@ -5,8 +5,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::{Request, Response};
-use hyper::body::Incoming;
-use net::{BoxIo, RequestBody};
+use net::{BoxIo, Incoming, RequestBody};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 

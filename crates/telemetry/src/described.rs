@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, time::Instant};
 
 use http::{HeaderMap, Method, Request, Uri, Version, header};
-use hyper::body::{Body as _, Incoming};
-use net::headers;
+use hyper::body::Body as _;
+use net::{Incoming, headers};
 
 /// What is kept of a request.
 #[derive(Debug)]

@@ -9,8 +9,7 @@ mod proto;
 use std::{fs, time::Duration};
 
 use http::{Request, Response, StatusCode, header, header::HeaderValue};
-use hyper::body::Incoming;
-use net::ResponseBody;
+use net::{Incoming, ResponseBody};
 
 use self::proto::Sampled;
 

@@ -87,6 +87,11 @@ impl RequestLog {
         let _ = self.lines.0.lock().write_all(self.line(seen).as_bytes());
     }
 
+    /// False if its template makes no sense.
+    pub fn is_usable(&self) -> bool {
+        self.template.is_ok()
+    }
+
     /// With the newline at its end.
     fn line(&self, seen: &Record<'_>) -> String {
         let lookup = |path: &[String]| field(path, seen);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use net::{Limits, Member};
+use net::{Limits, Member, with_date};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     net::TcpStream,
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     Incoming, Plain,
-    buffers::{self, Buffer, with_date},
+    buffers::{self, Buffer},
     clock::Clock,
 };
 
@@ -32,6 +32,8 @@ pub struct Client {
     /// What the client has sent: the current request, if it is still needed, and what follows.
     pub(crate) input: Option<Buffer>,
     have: usize,
+    /// The current request is one whose answers have no body.
+    bodiless: bool,
 }
 
 /// What comes next on a connection.
@@ -56,7 +58,7 @@ pub enum Cut {
 
 impl Client {
     pub fn new(stream: TcpStream, member: Member, limits: Limits) -> Self {
-        Self { stream, member, clock: Clock::new(limits), input: None, have: 0 }
+        Self { stream, member, clock: Clock::new(limits), input: None, have: 0, bodiless: false }
     }
 
     /// The connection's parts and what was read from it, for whoever serves what is not plain.
@@ -76,7 +78,10 @@ impl Client {
                 }
             }
             match look(self.input()) {
-                Incoming::Plain(plain, made) => return Next::Plain(plain, made),
+                Incoming::Plain(plain, made) => {
+                    self.bodiless = plain.bodiless;
+                    return Next::Plain(plain, made);
+                }
                 Incoming::Other => return Next::Other,
                 Incoming::Partial if self.have == buffers::SIZE => return Next::Other,
                 Incoming::Partial => {
@@ -222,8 +227,9 @@ impl Client {
         let date = with_date(|date| String::from_utf8_lossy(date).into_owned());
         let answer = format!(
             "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n{fields}Content-Length: {}\r\n\
-             Date: {date}\r\n\r\n{text}",
-            text.len()
+             Date: {date}\r\n\r\n{}",
+            text.len(),
+            if self.bodiless { "" } else { text }
         );
         self.write([answer.as_bytes(), &[], &[]]).await
     }

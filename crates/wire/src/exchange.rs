@@ -2,12 +2,13 @@
 
 use std::{future::poll_fn, io, sync::Arc, task::Poll, task::ready};
 
+use net::{reason, with_date};
 use tokio::net::TcpStream;
 
 use crate::{
     Answer, Backend, Client, Cut, Framing, Plain,
     body::Body,
-    buffers::{self, Buffer, with_date},
+    buffers::{self, Buffer},
     client::{poll_read, try_write},
     response::response,
 };
@@ -83,7 +84,7 @@ impl Client {
                 // Not a byte has left.
                 Ok(Err((0, _))) if used => continue,
                 Ok(Err((0, error))) => {
-                    return Err(Failure::Backend { message: error.to_string(), unsent: true });
+                    return Err(Failure::Backend { message: format!("write: {}", reason(&error)), unsent: true });
                 }
                 Ok(Err((_, error))) => Ok(Err(error)),
                 Err(cut) => Err(cut),
@@ -91,7 +92,7 @@ impl Client {
             let mut buffer = match received {
                 Ok(Ok(())) => Buffer::take(),
                 Ok(Err(_)) if used && plain.repeatable => continue,
-                Ok(Err(error)) => break Err(Failure::broken(error.to_string())),
+                Ok(Err(error)) => break Err(Failure::broken(format!("read: {}", reason(&error)))),
                 Err(cut) => break Err(Failure::Cut(cut)),
             };
             let read = match self.race(poll_fn(|cx| poll_read(&mut stream, cx, &mut buffer))).await {
@@ -99,7 +100,7 @@ impl Client {
                 Ok(Ok(0) | Err(_)) if used && plain.repeatable => continue,
                 Ok(Ok(0)) => break Err(Failure::broken("EOF")),
                 Ok(Ok(read)) => read,
-                Ok(Err(error)) => break Err(Failure::broken(error.to_string())),
+                Ok(Err(error)) => break Err(Failure::broken(format!("read: {}", reason(&error)))),
                 Err(cut) => break Err(Failure::Cut(cut)),
             };
             break self.head(stream, buffer, read, plain, &mut head).await;
@@ -209,7 +210,7 @@ impl Client {
             have = match self.race(poll_fn(|cx| poll_read(&mut stream, cx, &mut buffer))).await {
                 Ok(Ok(0)) => return Err(Failure::broken("unexpected EOF")),
                 Ok(Ok(read)) => read,
-                Ok(Err(error)) => return Err(Failure::broken(error.to_string())),
+                Ok(Err(error)) => return Err(Failure::broken(format!("read: {}", reason(&error)))),
                 Err(cut) => return Err(Failure::Cut(cut)),
             };
             pieces.extend_from_slice(&buffer[..have]);

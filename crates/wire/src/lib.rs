@@ -17,11 +17,11 @@ mod idle;
 mod request;
 mod response;
 
-pub use buffers::with_date;
 pub use chunks::{Chunks, Invalid, Part};
 pub use client::{Client, Cut, Next};
 pub use exchange::{Begun, Failure, Relayed};
 pub use fields::write_field;
 pub use idle::Backend;
+pub use net::with_date;
 pub use request::{Head, Incoming, Plain, request};
 pub use response::{Answer, Framing, Malformed, response};

@@ -150,7 +150,11 @@ impl<'a> Head<'a> {
                 _ => {}
             }
         }
-        seen.host = host?;
+        // What is no host is for whoever says so.
+        seen.host = host.filter(|host| !host.is_empty() && headers::is_host(host))?;
+        if seen.original_host.is_some_and(|host| !headers::is_host(host)) {
+            return None;
+        }
         seen.body = length.unwrap_or(0);
         Some(seen)
     }
@@ -209,6 +213,8 @@ mod tests {
         for fields in [
             "",
             "Host: a\r\nHost: b\r\n",
+            "Host:\r\n",
+            "Host: a b\r\n",
             "Host: a\r\nUpgrade: x\r\n",
             "Host: a\r\nConnection: close, x-own\r\n",
             "Host: a\r\nTransfer-Encoding: chunked\r\n",

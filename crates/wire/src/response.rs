@@ -4,7 +4,8 @@ use std::mem::MaybeUninit;
 
 use crate::fields::{digits, has_token, is, write_field};
 
-const MAX_HEADERS: usize = 256;
+/// As many as the full implementation takes.
+const MAX_HEADERS: usize = 1000;
 
 /// How a response ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,9 @@ pub struct Malformed(&'static str);
 pub fn response(input: &[u8], bodiless: bool, date: &[u8], out: &mut Vec<u8>) -> Result<Option<Answer>, Malformed> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
+    // A header that is none is left out, as upstream does: its program worked there.
+    let mut config = httparse::ParserConfig::default();
+    config.ignore_invalid_headers_in_responses(true);
     let head = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut fields) {
         Ok(httparse::Status::Complete(head)) => head,
         Ok(httparse::Status::Partial) => return Ok(None),

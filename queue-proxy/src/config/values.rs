@@ -22,6 +22,8 @@ impl<'a> Variables<'a> {
         self.parsed(name, "an integer", |text| {
             let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
             let lower = digits.to_ascii_lowercase();
+            let separated = lower.split('_').all(|part| !part.is_empty());
+            let lower = if separated { lower.replace('_', "") } else { lower };
             let value = if let Some(hex) = lower.strip_prefix("0x") {
                 i64::from_str_radix(hex, 16)
             } else if let Some(binary) = lower.strip_prefix("0b") {

@@ -54,7 +54,7 @@ impl Direct {
             Err(Failure::Cut(cut)) => client.cut(cut).await && !plain.last,
             Err(Failure::Client) => false,
             Err(Failure::Backend { message, unsent }) => {
-                tracing::warn!(error = message, "error reverse proxying request");
+                net::log_failure(&message);
                 let mut fields = "X-Content-Type-Options: nosniff\r\n";
                 if unsent {
                     client.consume(plain.head + plain.body);

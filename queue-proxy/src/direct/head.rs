@@ -10,12 +10,18 @@ pub(crate) fn request(input: &[u8], peer: &str, out: &mut Vec<u8>) -> Incoming<b
         head.write_line(out);
         let original = head.original_host.filter(|host| !host.is_empty());
         write_field(out, "Host", original.unwrap_or(head.host));
-        head.write_copied(out, |_| false);
+        if head.original_host.is_some_and(<[u8]>::is_empty) {
+            write_field(out, "K-Original-Host", b"");
+        }
+        let made = if head.forwarded {
+            None
+        } else {
+            crate::forwarded::render(text(head.forwarded_for), text(head.proto), text(head.forwarded_host))
+        };
+        // One that says nothing is replaced.
+        head.write_copied(out, |name| made.is_some() && name.eq_ignore_ascii_case("forwarded"));
         head.write_forwarded_for(out, peer);
-        if !head.forwarded
-            && let Some(made) =
-                crate::forwarded::render(text(head.forwarded_for), text(head.proto), text(head.forwarded_host))
-        {
+        if let Some(made) = made {
             write_field(out, "Forwarded", made.as_bytes());
         }
         out.extend_from_slice(b"\r\n");

@@ -122,7 +122,6 @@ mod tests {
             state: parking_lot::Mutex::default(),
             resource: vec![("service.name".to_owned(), "hello".to_owned())],
             started: UNIX_EPOCH + Duration::from_secs(1),
-            port: 8012,
             user_port: 8080,
             exporter: None,
         };
@@ -132,10 +131,12 @@ mod tests {
             metrics.record(&Outcome {
                 method: &http::Method::GET,
                 version: http::Version::HTTP_11,
-                host: "hello.example.com",
+                host: "hello.example.com:8012",
                 tls: false,
                 tag: "kn:disabled",
                 status: http::StatusCode::from_u16(status).expect("valid"),
+                app_status: http::StatusCode::from_u16(status).expect("valid"),
+                answered: true,
                 request_bytes: 0,
                 response_bytes: 5,
                 total: Duration::from_millis(total),

@@ -6,7 +6,7 @@ use http::{
     Method, Request, Response, StatusCode,
     header::{self, HeaderValue},
 };
-use hyper::body::Incoming;
+use net::Incoming;
 use parking_lot::Mutex;
 use proto::Message;
 

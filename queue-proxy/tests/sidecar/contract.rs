@@ -4,7 +4,7 @@
 use std::io::Write as _;
 
 use super::*;
-use crate::wire::{http2_program, raw_program};
+use crate::{http2::http2_program, wire::raw_program};
 
 /// A program that takes one upgrade and hands the connection to `serve`.
 async fn upgrading<F, R>(serve: F) -> u16

@@ -165,3 +165,74 @@ async fn the_scrape_can_be_secured_and_ask_for_certificates() {
         assert_eq!(answer.contains("target_info{"), passes, "required {required}, shown {shows}: {answer}");
     }
 }
+
+#[tokio::test]
+async fn request_metrics_have_upstreams_names_and_labels() {
+    let port = program(|_| async { ok("hello") }).await;
+    let mut config = Config {
+        metrics: MetricsListener { host: None, port: 0, tls: None },
+        container_concurrency: 3,
+        ..config(port)
+    };
+    config.observability =
+        queue_proxy::Observability::parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#).unwrap();
+    let proxy = start(config).await;
+    for headers in ["", "Knative-Serving-Tag: blue\r\nKnative-Serving-Default-Route: false\r\n"] {
+        get(Way::Short, proxy.serving_address(), headers).await;
+    }
+    // Not counted.
+    get(Way::Short, proxy.serving_address(), "K-Network-Probe: queue\r\n").await;
+    let metrics = get_path(proxy.metrics_address().expect("on"), "/metrics").await;
+    let http = "http_request_method=\"GET\",http_response_status_code=\"200\",kn_route_tag=\"kn:disabled\",\
+                network_protocol_name=\"http\",network_protocol_version=\"1.1\",\
+                otel_scope_name=\"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp\",\
+                otel_scope_schema_url=\"\",otel_scope_version=\"0.69.0\"";
+    for expected in [
+        format!("http_client_request_duration_seconds_count{{{http},server_address=\"127.0.0.1\",server_port=\"{port}\",url_scheme=\"http\"}} 1"),
+        format!("http_server_response_body_size_bytes_sum{{{http},server_address=\"hello.example.com\",url_scheme=\"http\"}} 5"),
+        "kn_serving_invocation_duration_seconds_bucket{http_response_status_code=\"200\",otel_scope_name=\"knative.dev/serving/pkg/queue\",otel_scope_schema_url=\"\",otel_scope_version=\"\",le=\"+Inf\"} 2".into(),
+        "kn_serving_queue_depth{otel_scope_name=\"knative.dev/serving/pkg/queue\",otel_scope_schema_url=\"\",otel_scope_version=\"\"} 1".into(),
+        "kn_route_tag=\"blue\"".into(),
+        "target_info{container_name=\"queue-proxy\",k8s_namespace_name=\"default\"".into(),
+    ] {
+        assert!(metrics.contains(&expected), "{expected}\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn server_timing_is_said_where_it_is_wanted() {
+    let port = program(|_| async { ok("hello") }).await;
+    let proxy = start(Config { server_timing: true, ..config(port) }).await;
+    let answer = get(Way::Short, proxy.serving_address(), "").await;
+    assert!(answer.contains("Server-Timing: queue;dur="), "{answer}");
+    let proxy = start(config(port)).await;
+    assert!(!get(Way::Short, proxy.serving_address(), "").await.contains("Server-Timing"));
+}
+
+#[tokio::test]
+async fn spans_continue_the_callers_trace_and_reach_the_collector() {
+    let port = program(|head| async move { ok(&head) }).await;
+    let collector = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint = format!("http://{}/v1/traces", collector.local_addr().expect("bound"));
+    let mut config = config(port);
+    let json = format!(r#"{{"tracing":{{"protocol":"http/protobuf","endpoint":"{endpoint}","samplingRate":0.5}}}}"#);
+    config.observability = queue_proxy::Observability::parse(&json).expect("valid");
+    let proxy = start(config).await;
+    let sent = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let seen =
+        get(Way::Short, proxy.serving_address(), &format!("traceparent: 00-{sent}-00f067aa0ba902b7-01\r\n")).await;
+    let parent = seen.split("Traceparent: ").nth(1).expect("passed on").lines().next().expect("a line").to_owned();
+    assert!(parent.starts_with(&format!("00-{sent}-")) && parent.ends_with("-01"), "{parent}");
+    assert!(!parent.contains("00f067aa0ba902b7"), "{parent}");
+
+    let (mut stream, _) = tokio::time::timeout(PATIENCE, collector.accept()).await.expect("in time").expect("a call");
+    let head = read_head(&mut stream).await.expect("a head");
+    assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
+    let length =
+        head.to_lowercase().split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+    let mut body = vec![0; length.expect("a length")];
+    stream.read_exact(&mut body).await.expect("the body");
+    let has = |bytes: &[u8]| body.windows(bytes.len()).any(|window| window == bytes);
+    let trace: Vec<_> = (0..16).map(|at| u8::from_str_radix(&sent[2 * at..2 * at + 2], 16).expect("hex")).collect();
+    assert!(has(&trace) && has(b"queue") && has(b"kn.queueproxy.proxy") && has(b"HTTP GET"), "{body:?}");
+}

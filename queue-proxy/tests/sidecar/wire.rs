@@ -1,9 +1,5 @@
 //! What goes wrong on the wire: malformed messages, resets in every phase, slow readers, pipelines, shutdown.
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http2;
-
 use super::*;
 
 /// A program that hands every connection to `serve`, and counts them.
@@ -346,87 +342,6 @@ async fn large_heads_pass_in_both_directions() {
     }
 }
 
-pub(crate) async fn http2_program() -> u16 {
-    counting_http2_program(Arc::default()).await
-}
-
-/// Speaks HTTP/2 alone: answers with the request's host and its body, never on `/never`; counts requests that were
-/// broken off.
-async fn counting_http2_program(closed: Arc<AtomicUsize>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let port = listener.local_addr().expect("bound").port();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let closed = closed.clone();
-            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let guard = Guard(closed.clone());
-                async move {
-                    if request.uri().path() == "/never" {
-                        std::future::pending::<()>().await;
-                    }
-                    std::mem::forget(guard);
-                    let host = request.uri().authority().map_or("", |host| host.as_str()).to_owned();
-                    let sent = request.into_body().collect().await.expect("whole").to_bytes();
-                    let body = Bytes::from([host.as_bytes(), &sent].concat());
-                    let body = http_body_util::Full::new(body).with_trailers(async {
-                        let mut trailers = http::HeaderMap::new();
-                        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-                        Some(Ok(trailers))
-                    });
-                    Ok::<_, std::convert::Infallible>(http::Response::new(body))
-                }
-            });
-            let io = hyper_util::rt::TokioIo::new(stream);
-            let server = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
-            tokio::spawn(server.serve_connection(io, service));
-        }
-    });
-    port
-}
-
-#[tokio::test]
-async fn http2_streams_share_a_connection_and_resets_reach_the_program() {
-    let closed = Arc::new(AtomicUsize::new(0));
-    let port = counting_http2_program(closed.clone()).await;
-    let proxy = start(config(port)).await;
-    let stream = TcpStream::connect(proxy.serving_address()).await.expect("listening");
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let (sender, connection) =
-        http2::handshake(executor, hyper_util::rt::TokioIo::new(stream)).await.expect("a handshake");
-    tokio::spawn(connection);
-    let request = |path: &str| {
-        http::Request::get(format!("http://hello.example.com{path}")).body(Empty::<Bytes>::new()).expect("valid")
-    };
-    let all = (0..50).map(|_| {
-        let (mut sender, request) = (sender.clone(), request("/"));
-        tokio::spawn(async move {
-            let body =
-                sender.send_request(request).await.expect("an answer").into_body().collect().await.expect("whole");
-            assert_eq!(body.trailers().expect("trailers")["grpc-status"], "0");
-            assert_eq!(body.to_bytes(), "hello.example.com");
-        })
-    });
-    for one in all.collect::<Vec<_>>() {
-        one.await.expect("no panic");
-    }
-    let mut cancelled = sender.clone();
-    let request = request("/never");
-    let waiting = tokio::spawn(async move { cancelled.send_request(request).await.map(drop) });
-    until("a stream in flight", || proxy.in_flight() == 1).await;
-    waiting.abort();
-    until("nothing in flight", || proxy.in_flight() == 0).await;
-    until("the program to learn of it", || closed.load(Ordering::SeqCst) == 1).await;
-}
-
-/// Counts when it goes.
-struct Guard(Arc<AtomicUsize>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
 #[tokio::test]
 async fn shutdown_closes_idle_connections_and_lets_busy_ones_finish() {
     let gate = Gate::default();
@@ -447,4 +362,68 @@ async fn shutdown_closes_idle_connections_and_lets_busy_ones_finish() {
     let answer = busy.await.expect("no panic");
     assert!(answer.ends_with("done") && answer.contains("Connection: close\r\n"), "{answer}");
     tokio::time::timeout(PATIENCE, ending).await.expect("in time").expect("no panic");
+}
+
+#[tokio::test]
+async fn what_a_program_could_take_for_something_else_is_refused() {
+    let (port, connections) = raw_program(|_| async {}).await;
+    let proxy = start(config(port)).await;
+    let chunks = "5\r\nhello\r\n0\r\n\r\n";
+    for (request, status) in [
+        (format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n{chunks}"), "501"),
+        (format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n{chunks}"), "501"),
+        (
+            format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
+            ),
+            "501",
+        ),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), "400"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(), "400"),
+        ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n".to_owned(), "400"),
+        ("GET other HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "400"),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".to_owned(), "502"),
+    ] {
+        let answer = raw(proxy.serving_address(), &request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer:?}");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn an_answer_to_head_has_no_body_whoever_gives_it() {
+    let port = program(|_| std::future::pending()).await;
+    let late = start(Config { timeout: Duration::from_millis(30), ..config(port) }).await;
+    let nobody = start(config(1)).await;
+    for (proxy, status) in [(&late, "504"), (&nobody, "502")] {
+        for fields in ["", "TE: trailers\r\n"] {
+            let mut client = TcpStream::connect(proxy.serving_address()).await.expect("listening");
+            let request = format!("HEAD / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            for _ in 0..2 {
+                client.write_all(request.as_bytes()).await.expect("sent");
+                // The next answer would begin with what does not belong there.
+                let head = tokio::time::timeout(PATIENCE, read_head(&mut client)).await.expect("in time");
+                let head = head.expect("a head");
+                assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{fields:?}: {head}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_headers_pass_and_those_of_an_answer_that_are_none_are_left_out() {
+    let port = program(|head| async move {
+        let many: String = (0..300).map(|n| format!("X-{n}: {n}\r\n")).collect();
+        let count = head.lines().filter(|line| line.starts_with("X-N")).count();
+        format!("HTTP/1.1 200 OK\r\n{many}Not A Header: x\r\nContent-Length: 3\r\n\r\n{count:3}")
+    })
+    .await;
+    let proxy = start(config(port)).await;
+    let many: String = (0..300).map(|n| format!("X-N{n}: {n}\r\n")).collect();
+    for (way, fields, count) in [(Way::Short, "", 0), (Way::Full, "", 0), (Way::Short, &*many, 300)] {
+        let answer = get(way, proxy.serving_address(), fields).await;
+        let ended = answer.ends_with(&format!("\r\n\r\n{count:3}"));
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && ended, "{way:?}: {answer}");
+        assert!(answer.contains("X-299: 299\r\n") && !answer.contains("Not A Header"), "{way:?}: {answer}");
+    }
 }

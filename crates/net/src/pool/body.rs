@@ -9,9 +9,9 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use super::{Sender, Shared, http2::StreamGuard};
+use super::{Sender, Shared, http2::Exchange};
+use crate::{ConnectionError, Incoming};
 
 #[derive(Debug)]
 pub struct PooledBody {
@@ -23,7 +23,7 @@ pub struct PooledBody {
 /// closes.
 pub(crate) enum Lease {
     Http1 { sender: Sender, pool: Arc<Shared> },
-    Http2 { _stream: StreamGuard },
+    Http2 { _exchange: Exchange },
 }
 
 // === impl PooledBody ===
@@ -46,9 +46,9 @@ impl PooledBody {
 
 impl Body for PooledBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ConnectionError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ConnectionError>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.incoming).poll_frame(cx));
         match &frame {

@@ -1,20 +1,29 @@
 //! HTTP/2 connections with prior knowledge to one destination.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Poll,
 };
 
-use http::{Request, Response};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use bytes::Bytes;
+use h2::client::{self, SendRequest};
+use http::{Request, Response, header};
+use http_body::Body;
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 
 use super::{
     BoxIo, Connection as Io, SendError, Shared,
     body::{Lease, PooledBody},
 };
-use crate::{DialError, RequestBody, Workers};
+use crate::{
+    ConnectionError, DialError, Incoming, RequestBody, Workers, incoming::Interim, serve::UNSENT, streams::Pump,
+};
 
 /// Streams on one connection before another is opened: what servers commonly allow.
 const STREAMS: usize = 100;
@@ -23,6 +32,7 @@ const STREAMS: usize = 100;
 const STREAM_WINDOW: u32 = 256 << 10;
 /// As much as all streams together, so that slow ones do not hold up the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
+const HEADERS: u32 = 1 << 20;
 
 pub(crate) struct Http2 {
     threads: usize,
@@ -38,13 +48,30 @@ struct Part {
     dialing: tokio::sync::Mutex<()>,
 }
 
+#[derive(Clone)]
 struct Connection {
-    sender: http2::SendRequest<RequestBody>,
-    streams: Arc<AtomicUsize>,
+    sender: SendRequest<Bytes>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    streams: AtomicUsize,
+    /// It takes no more requests.
+    closed: AtomicBool,
 }
 
 /// One stream of a connection's allowance.
-pub(crate) struct StreamGuard(Arc<AtomicUsize>);
+struct StreamGuard(Arc<State>);
+
+/// What an exchange holds until its response has ended. A request's body that is still under way then is not wanted.
+pub(crate) struct Exchange {
+    _stream: StreamGuard,
+    _pump: Option<Pumping>,
+}
+
+/// The task of a request's body, which ends with this.
+struct Pumping(Option<AbortHandle>);
 
 // === impl Http2 ===
 
@@ -62,75 +89,160 @@ impl Http2 {
         &self,
         shared: &Shared,
         request: Request<RequestBody>,
+        interim: Option<&Interim>,
     ) -> Result<Response<PooledBody>, SendError> {
-        let (mut sender, stream) = match self.part().stream(shared).await {
-            Ok(stream) => stream,
-            Err(error) => return Err(SendError::Dial { error, request: Box::new(request) }),
-        };
-        match sender.try_send_request(request).await {
-            Ok(response) => {
-                let lease = Lease::Http2 { _stream: stream };
-                Ok(response.map(|body| PooledBody::new(body, Some(lease))))
+        // A connection may have been told to go without our having noticed; a new one is not asked twice.
+        let (sender, stream) = loop {
+            let (sender, stream, fresh) = match self.part().stream(shared).await {
+                Ok(stream) => stream,
+                Err(error) => return Err(SendError::Dial { error, request: Box::new(request) }),
+            };
+            match sender.ready().await {
+                Ok(sender) => break (sender, stream),
+                Err(error) if fresh => {
+                    return Err(SendError::NotSent { error: error.into(), request: Box::new(request) });
+                }
+                Err(_) => stream.0.closed.store(true, Ordering::Release),
             }
-            Err(mut error) => Err(match error.take_message() {
-                Some(request) => SendError::NotSent { error: error.into_error(), request: Box::new(request) },
-                None => SendError::Broken(error.into_error()),
-            }),
-        }
+        };
+        let sent = exchange(sender, request, interim).await;
+        let (response, pump) = sent.map_err(|error| SendError::Broken(error.into()))?;
+        let lease = Lease::Http2 { _exchange: Exchange { _stream: stream, _pump: pump } };
+        Ok(response.map(|body| PooledBody::new(body, Some(lease))))
     }
 }
 
 // === impl Part ===
 
 impl Part {
-    async fn stream(&self, shared: &Shared) -> Result<(http2::SendRequest<RequestBody>, StreamGuard), DialError> {
-        if let Some(stream) = self.existing() {
-            return Ok(stream);
+    /// A connection with room for a stream, and whether it is new.
+    async fn stream(&self, shared: &Shared) -> Result<(SendRequest<Bytes>, StreamGuard, bool), DialError> {
+        if let Some((sender, stream)) = self.existing() {
+            return Ok((sender, stream, false));
         }
         let _turn = self.dialing.lock().await;
-        if let Some(stream) = self.existing() {
-            return Ok(stream);
+        if let Some((sender, stream)) = self.existing() {
+            return Ok((sender, stream, false));
         }
         let io: BoxIo = match shared.connect().await? {
             Io::Plain(stream) => Box::new(stream),
             Io::Wrapped(io) => io,
         };
         let address = shared.address();
-        let sender =
+        let connection =
             handshake(io).await.map_err(|error| DialError::Failed { address, source: std::io::Error::other(error) })?;
-        let streams = Arc::new(AtomicUsize::new(1));
-        let guard = StreamGuard(streams.clone());
-        self.connections.lock().push(Connection { sender: sender.clone(), streams });
-        Ok((sender, guard))
+        self.connections.lock().push(connection.clone());
+        let stream = connection.enter();
+        Ok((connection.sender, stream, true))
     }
 
-    fn existing(&self) -> Option<(http2::SendRequest<RequestBody>, StreamGuard)> {
+    fn existing(&self) -> Option<(SendRequest<Bytes>, StreamGuard)> {
         let mut connections = self.connections.lock();
-        connections.retain(|connection| !connection.sender.is_closed());
-        let free = connections.iter().find(|connection| connection.streams.load(Ordering::Relaxed) < STREAMS)?;
-        free.streams.fetch_add(1, Ordering::Relaxed);
-        Some((free.sender.clone(), StreamGuard(free.streams.clone())))
+        connections.retain(|connection| !connection.state.closed.load(Ordering::Acquire));
+        let has_room = |connection: &&Connection| connection.state.streams.load(Ordering::Relaxed) < STREAMS;
+        let free = connections.iter().find(has_room)?;
+        Some((free.sender.clone(), free.enter()))
     }
 }
 
-pub(super) async fn handshake(io: BoxIo) -> Result<http2::SendRequest<RequestBody>, hyper::Error> {
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .initial_stream_window_size(STREAM_WINDOW)
+/// One request on a connection that is used for nothing else.
+pub(super) async fn send_on(io: BoxIo, request: Request<RequestBody>) -> Result<Response<Incoming>, ConnectionError> {
+    let sender = handshake(io).await?.sender.ready().await?;
+    let (response, pump) = exchange(sender, request, None).await?;
+    if let Some(pump) = pump {
+        pump.detach();
+    }
+    Ok(response)
+}
+
+/// Sends on `sender`, which is ready; the response comes with what sends the rest of the request.
+async fn exchange(
+    mut sender: SendRequest<Bytes>,
+    request: Request<RequestBody>,
+    interim: Option<&Interim>,
+) -> Result<(Response<Incoming>, Option<Pumping>), h2::Error> {
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.clear();
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0)
+        && !parts.headers.contains_key(header::CONTENT_LENGTH)
+    {
+        parts.headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    let ends = body.is_end_stream();
+    let (mut response, stream) = sender.send_request(Request::from_parts(parts, ()), ends)?;
+    // Its own handle would keep the connection open.
+    drop(sender);
+    let pump = (!ends).then(|| {
+        let pump = tokio::spawn(async move {
+            if let Err(error) = Pump::new(body, stream).await {
+                tracing::debug!(%error, "request ended early");
+            }
+        });
+        Pumping(Some(pump.abort_handle()))
+    });
+    let response = poll_fn(|cx| {
+        if let Some(interim) = interim {
+            while let Poll::Ready(Some(Ok(early))) = response.poll_informational(cx) {
+                interim.send(early.status(), early.headers());
+            }
+        }
+        Pin::new(&mut response).poll(cx)
+    })
+    .await?;
+    Ok((Incoming::of_response(response), pump))
+}
+
+async fn handshake(io: BoxIo) -> Result<Connection, h2::Error> {
+    let (sender, connection) = client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .handshake(TokioIo::new(io))
+        .initial_max_send_streams(STREAMS)
+        .max_send_buffer_size(UNSENT)
+        .max_header_list_size(HEADERS)
+        .enable_push(false)
+        .handshake(io)
         .await?;
+    let state = Arc::new(State::default());
+    let ended = state.clone();
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "backend HTTP/2 connection ended");
         }
+        ended.closed.store(true, Ordering::Release);
     });
-    Ok(sender)
+    Ok(Connection { sender, state })
+}
+
+// === impl Connection ===
+
+impl Connection {
+    fn enter(&self) -> StreamGuard {
+        self.state.streams.fetch_add(1, Ordering::Relaxed);
+        StreamGuard(self.state.clone())
+    }
 }
 
 // === impl StreamGuard ===
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Pumping ===
+
+impl Pumping {
+    /// Lets it go on by itself.
+    fn detach(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Pumping {
+    fn drop(&mut self) {
+        if let Some(pump) = &self.0 {
+            pump.abort();
+        }
     }
 }
