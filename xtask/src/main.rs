@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 mod envoy;
 mod layers;
+mod layout;
 
 const HELP: &str = "\
 cargo xtask <command>
@@ -19,6 +20,7 @@ cargo xtask <command>
   lint              formatting, clippy without warnings, the dependency directions of ARCHITECTURE.md
   bench <name> ..   build (release) and run a scenario of benches/
   sidecar           build queue-proxy for an image: static, small; prints its path
+  layout <profile>  choose what lies together in the sidecar (see xtask/src/layout.rs)
   activator         build the activator for an image: static; prints its path
   envoy             get Envoy and print its path
 ";
@@ -32,8 +34,12 @@ fn main() -> ExitCode {
         "test" => test(&rest),
         "lint" => lint(),
         "bench" => bench(&rest),
-        "sidecar" => image("queue-proxy", "sidecar"),
-        "activator" => image("activator", "release"),
+        "sidecar" => image("queue-proxy", "sidecar", Some(layout::FILE)),
+        "activator" => image("activator", "release", None),
+        "layout" => match &rest[..] {
+            [profile] => layout::write(&root(), profile),
+            _ => Err(anyhow::anyhow!("layout takes the profile: see xtask/src/layout.rs")),
+        },
         "envoy" => envoy::ensure(&root()).map(|path| println!("{}", path.display())),
         "" | "help" | "--help" => {
             print!("{HELP}");
@@ -89,14 +95,18 @@ fn bench(arguments: &[String]) -> Result<()> {
 }
 
 /// Nothing is loaded or relocated at its start, which is most of what a small process has resident.
-fn image(package: &str, profile: &str) -> Result<()> {
+fn image(package: &str, profile: &str, layout: Option<&str>) -> Result<()> {
     let version = Command::new("rustc").arg("-vV").output().context("cannot ask rustc for its target")?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     let target = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no target")?;
     let flags = r#"["-C", "target-feature=+crt-static", "-C", "relocation-model=static"]"#;
-    run(cargo()
-        .args(["build", "--package", package, "--profile", profile, "--target", target])
-        .args(["--config", &format!("target.{target}.rustflags={flags}")]))?;
+    let mut build = cargo();
+    build.args(["rustc", "--package", package, "--bin", package, "--profile", profile, "--target", target]);
+    build.args(["--config", &format!("target.{target}.rustflags={flags}")]);
+    if let Some(layout) = layout {
+        build.args(["--", "-C", &format!("link-arg=-Wl,-T,{}", root().join(layout).display())]);
+    }
+    run(&mut build)?;
     println!("{}", root().join("target").join(target).join(profile).join(package).display());
     Ok(())
 }
