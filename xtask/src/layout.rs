@@ -63,7 +63,15 @@ fn pattern(name: &str) -> String {
     let hash = name.len().checked_sub(20).filter(|at| name.is_char_boundary(*at) && name[*at..].starts_with("17h"));
     match hash {
         Some(at) => format!("{}17h*", name[..at].replace('$', "?")),
-        None => without_crates(&name.replace('$', "?")),
+        None => without_crates(&without_number(name).replace('$', "?")),
+    }
+}
+
+/// Optimisation as a whole numbers functions that have the same name: `kind.240`.
+fn without_number(name: &str) -> String {
+    match name.rsplit_once('.') {
+        Some((start, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => format!("{start}.*"),
+        _ => name.to_owned(),
     }
 }
 
@@ -109,6 +117,6 @@ mod tests {
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(found.contains("malloc"));
         assert_eq!(pattern("_ZN8a$LT$b$GT$17h0123456789abcdefE"), "_ZN8a?LT?b?GT?17h*");
-        assert_eq!(pattern("_RNvCslNYArtu3iFV_3std4main"), "_RNvCs*_3std4main");
+        assert_eq!(pattern("_RNvCslNYArtu3iFV_3std4main.240"), "_RNvCs*_3std4main.*");
     }
 }
