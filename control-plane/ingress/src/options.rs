@@ -30,6 +30,9 @@ pub struct Options {
     /// The gateway's Services, as written into status.
     pub external_service: String,
     pub internal_service: String,
+    /// Where gateways reach their own cluster-local listener, if they cannot resolve the name of its Service: a
+    /// DomainMapping sends requests there once more, through an ExternalName.
+    pub itself: Option<SocketAddr>,
     /// `Redirected` is honoured; false with `KOURIER_HTTPOPTION_DISABLED`.
     pub redirects: bool,
     /// How many Ingress statuses are written at once.
@@ -115,6 +118,14 @@ pub enum AuthorizationProtocol {
 
 // === impl Options ===
 
+impl Options {
+    /// Whether `host` is the Service of the cluster-local listener, in whichever cluster domain.
+    pub(crate) fn is_internal_name(&self, host: &str) -> bool {
+        let name = format!("{}.{}.svc", self.internal_service, self.gateway_namespace);
+        host.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         let any = |port| vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))];
@@ -129,6 +140,7 @@ impl Default for Options {
             gateway_namespace: "kourier-system".to_owned(),
             external_service: "kourier".to_owned(),
             internal_service: "kourier-internal".to_owned(),
+            itself: None,
             redirects: true,
             workers: 16,
             labelled_secrets: false,

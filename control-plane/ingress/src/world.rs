@@ -293,7 +293,14 @@ impl<O: Objects> World<O> {
     fn resolve(&self, reference: &Reference) -> Backend {
         let key = service_key(reference);
         let service = self.objects.service(&key);
-        backend::resolve(reference, service.as_deref(), &self.objects.slices(&key), self.trust == Trust::On)
+        let slices = self.objects.slices(&key);
+        let mut backend = backend::resolve(reference, service.as_deref(), &slices, self.trust == Trust::On);
+        if let (Some(itself), Location::Dns { host, port }) = (self.options.itself, &mut backend.cluster.location)
+            && self.options.is_internal_name(host)
+        {
+            (*host, *port) = (itself.ip().to_string(), itself.port());
+        }
+        backend
     }
 
     /// The certificates that a translation needs, and from now on news about them.

@@ -8,12 +8,12 @@ async fn vanity_hosts_lead_to_a_local_host() {
         let backend = Backend::start("app").await;
         rig.service("app", "http", &[backend.address]);
         rig.ingress("app", local(&["app.default.svc.cluster.local"], json!([{"splits": [to("app", 100)]}])));
-        // The gateway's own cluster-local port.
-        rig.external_name("loop", "127.0.0.1", rig.internal.port());
+        // The gateway's own cluster-local port, by a name that this gateway has nobody to ask for.
+        rig.external_name("loop", "kourier-internal.kourier-system.svc.cluster.local", 80);
         let paths = json!([{
             "rewriteHost": "app.default.svc.cluster.local",
             "splits": [{"serviceNamespace": "default", "serviceName": "loop",
-                "servicePort": rig.internal.port(), "percent": 100}],
+                "servicePort": 80, "percent": 100}],
         }]);
         let hosts = ["vanity.ismy.name", "vanity.isalsomy.number"];
         rig.ingress("vanity", external(&hosts, paths));

@@ -73,6 +73,7 @@ impl Rig {
             xds_listen: xds,
             external_listen: vec![external],
             internal_listen: vec![internal],
+            itself: Some(internal),
             probe_listen: vec![probe],
             external_tls_listen: vec![external_tls],
             internal_tls_listen: vec![internal_tls],
