@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::container::Stop;
 use crate::facts::Facts;
+use crate::groups::Groups;
 use crate::logs::{self, Journals, LogOptions};
 use crate::network::{self, Network};
 use crate::node::{self, Machine};
@@ -36,6 +37,7 @@ pub(crate) struct Agent {
     pub(crate) network: Network,
     volatile: Volatile,
     pub(crate) host_mounts: Arc<HostMounts>,
+    pub(crate) groups: Groups,
     pub(crate) journals: Journals,
     pub(crate) recorder: Recorder,
     machine: Machine,
@@ -71,6 +73,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let hidden = [options.hidden.clone(), vec![options.data_dir.clone()]].concat();
     let agent = Agent {
         host_mounts: Arc::new(HostMounts::read(&hidden).map_err(Error::file("/proc/self/mountinfo"))?),
+        groups: Groups::prepare(&options.tag(), network.has_namespaces()),
         recorder: Recorder::new(&ctx, "kubelet"),
         machine: Machine::read(&options),
         journals: Journals::default(),
@@ -209,6 +212,7 @@ async fn end_with_tasks(agent: Arc<Agent>) {
     let _ = count.wait_for(|count| *count == 0).await;
     agent.network.remove().await;
     agent.volatile.remove();
+    agent.groups.remove();
 }
 
 impl Drop for Present {
@@ -273,6 +277,7 @@ impl Handle {
         self.agent.drain(Duration::ZERO).await;
         self.agent.network.remove().await;
         self.agent.volatile.remove();
+        self.agent.groups.remove();
     }
 
     /// The host's address as pods see it.

@@ -241,10 +241,17 @@ impl Runner {
         let _ = tokio::time::timeout(OUTPUT_AFTER_EXIT, output).await;
         running.journal.end();
         let exit_code = exit.code();
+        let killed = running.group.as_ref().map_or(0, |group| group.killed());
+        let starved = exit == Exit::Signal(9) && running.starved.is_some_and(|before| killed > before);
+        let reason = match exit_code {
+            _ if starved => "OOMKilled",
+            0 => "Completed",
+            _ => "Error",
+        };
         let end = Terminated {
             exit_code,
             signal: None,
-            reason: if exit_code == 0 { "Completed" } else { "Error" }.to_owned(),
+            reason: reason.to_owned(),
             message: self.message(exit_code, &running.message_file, &running.journal),
             started_at: Some(running.started_at),
             finished_at: Timestamp::now(),

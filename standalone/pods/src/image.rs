@@ -1,7 +1,6 @@
 //! What an image name means to the process back end: a program of this machine, or a reason why it cannot be had.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Container;
 
@@ -60,9 +59,9 @@ pub(crate) fn command_line(
 }
 
 /// The program that the container's image stands for, if it is an alias.
-pub(crate) fn binary<'a>(container: &Container, binaries: &'a BTreeMap<String, Binary>) -> Option<&'a PathBuf> {
+pub(crate) fn binary<'a>(container: &Container, binaries: &'a BTreeMap<String, Binary>) -> Option<&'a Binary> {
     let alias = local_name(container.image.as_deref().unwrap_or_default())?;
-    binaries.get(alias).map(|binary| &binary.path)
+    binaries.get(alias)
 }
 
 fn no_puller(container: &Container, image: &str) -> ImageError {
@@ -123,7 +122,7 @@ mod tests {
     }
 
     fn line(image: &str, command: &[&str], args: &[&str]) -> Result<Vec<String>, &'static str> {
-        let queue = Binary { path: "/bin/postrider".into(), args: vec!["queue-proxy".into()] };
+        let queue = Binary { path: "/bin/postrider".into(), args: vec!["queue-proxy".into()], user: None };
         let binaries = BTreeMap::from([("queue-proxy".to_owned(), queue)]);
         command_line(&container(image, command, args), &binaries).map_err(|error| error.reason)
     }

@@ -18,6 +18,7 @@ mod dns;
 mod env;
 mod error;
 mod facts;
+mod groups;
 mod image;
 mod logs;
 pub mod network;

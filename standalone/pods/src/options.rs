@@ -25,6 +25,8 @@ pub struct Binary {
     pub path: PathBuf,
     /// Put before the container's own arguments, such as the name of a subcommand.
     pub args: Vec<String>,
+    /// Who it runs as if its container does not say; who runs the agent if not given.
+    pub user: Option<u32>,
 }
 
 /// An IPv4 network, such as `10.244.0.0/16`.
@@ -108,7 +110,7 @@ pub(crate) fn fnv(bytes: &[u8]) -> u32 {
 
 impl Binary {
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self { path: path.as_ref().to_owned(), args: Vec::new() }
+        Self { path: path.as_ref().to_owned(), args: Vec::new(), user: None }
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::Runner;
 use crate::facts::Wanted;
+use crate::groups::{Group, Limits};
 use crate::image::{self, ImageError};
 use crate::logs::Journal;
 use crate::probe::{Exec, Target};
@@ -30,6 +31,9 @@ pub(crate) struct Running {
     /// Copies the process's output to the journal.
     pub(crate) output: Vec<JoinHandle<()>>,
     pub(crate) message_file: PathBuf,
+    pub(crate) group: Option<Arc<Group>>,
+    /// With a limit of memory: how many of the group had been killed for want of it before.
+    pub(crate) starved: Option<u64>,
 }
 
 /// Why there is no process.
@@ -82,10 +86,17 @@ impl Runner {
         fs::create_dir_all(&dir).map_err(failed)?;
         let message_file = dir.join("termination-log");
         fs::write(&message_file, "").map_err(failed)?;
-        let root = self.root(&env, &message_file).map_err(config)?;
+        let limits = Limits::of(&self.container);
+        let group_name = format!("{}-{}", self.pod.uid().unwrap_or_default(), self.container.name);
+        let group = agent.groups.group(&group_name, &limits).map_err(config)?;
+        let mut root = self.root(&env, &message_file).map_err(config)?;
+        if let (Some(root), Some(group)) = (&mut root, &group) {
+            root.groups = group.views().map(|(dir, at)| (dir.to_owned(), at.to_owned())).collect();
+        }
         let mounts = root.as_ref().map(|root| root.mounts.len());
 
-        let (uid, gid) = user(&self.pod, &self.container);
+        let preset = image::binary(&self.container, &agent.options.binaries).and_then(|binary| binary.user);
+        let (uid, gid) = user(&self.pod, &self.container, preset);
         let context = self.container.security_context.as_ref();
         let given_dir = self.container.working_dir.clone().filter(|dir| !dir.is_empty());
         let working_dir = given_dir.as_ref().map_or_else(|| agent.options.working_dir.clone(), PathBuf::from);
@@ -98,6 +109,7 @@ impl Runner {
             gid,
             no_new_privileges: context.and_then(|context| context.allow_privilege_escalation) == Some(false),
             root,
+            group: group.clone(),
         };
         let launched = self.cell.sandbox.run(move |inside| inside.launch(&launch)).await;
         let launched = launched.map_err(|error| config(error.to_string()))?;
@@ -112,6 +124,7 @@ impl Runner {
             }
         })?;
         let started_at = Timestamp::now();
+        let starved = limits.memory.and(group.as_ref()).map(|group| group.killed());
         process::record(&agent.processes_dir(), launched.child.pid);
         let uid_text = self.pod.uid().unwrap_or_default();
         let run = self.shared.restarts(self.slot);
@@ -125,11 +138,11 @@ impl Runner {
             output.push(tokio::spawn(journal.clone().copy("stderr", err)));
         }
         let mounts: Option<Arc<OwnedFd>> = launched.mounts.map(Arc::new);
-        let exec = Exec { sandbox: self.cell.sandbox.clone(), mounts, env, uid, gid };
+        let exec = Exec { sandbox: self.cell.sandbox.clone(), mounts, env, uid, gid, group: group.clone() };
         let target = Target { ip: self.cell.ip, moved_port: self.moved_port, exec: Some(exec) };
         let short: String = uid_text.chars().filter(|c| *c != '-').collect();
         let id = format!("process://{short}-{}-{run}", self.container.name);
-        Ok(Running { child: launched.child, id, started_at, target, journal, output, message_file })
+        Ok(Running { child: launched.child, id, started_at, target, journal, output, message_file, group, starved })
     }
 
     /// The container's file system, if this process may make one.
@@ -153,7 +166,7 @@ impl Runner {
             target: PathBuf::from(message_path.unwrap_or("/dev/termination-log")),
             read_only: false,
         });
-        let program = image::binary(&self.container, &agent.options.binaries);
+        let program = image::binary(&self.container, &agent.options.binaries).map(|binary| &binary.path);
         if let Some(program) = program.filter(|program| agent.host_mounts.hides(program)) {
             mounts.push(Mount { source: program.clone(), sub_path: None, target: program.clone(), read_only: true });
         }
@@ -163,19 +176,24 @@ impl Runner {
             host: agent.host_mounts.clone(),
             files: dns::files(&self.pod, &agent.options, self.cell.ip),
             mounts,
+            groups: Vec::new(),
             read_only: context.and_then(|context| context.read_only_root_filesystem) == Some(true),
         }))
     }
 }
 
-/// User and group the pod asks for; programs of this machine otherwise run as who started the agent.
-fn user(pod: &Pod, container: &Container) -> (Option<u32>, Option<u32>) {
+/// User and group the pod asks for, then those of the image; programs of this machine otherwise run as who started the
+/// agent.
+fn user(pod: &Pod, container: &Container, preset: Option<u32>) -> (Option<u32>, Option<u32>) {
     let pods = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let own = container.security_context.as_ref();
     let user = own.and_then(|context| context.run_as_user).or_else(|| pods.and_then(|context| context.run_as_user));
     let group = own.and_then(|context| context.run_as_group).or_else(|| pods.and_then(|context| context.run_as_group));
     let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
-    (id(user), id(group))
+    match user {
+        None => (preset, id(group).or(preset)),
+        Some(_) => (id(user), id(group)),
+    }
 }
 
 /// Tells the program, and the queue-proxy before it, another port than the pod's.
@@ -202,6 +220,18 @@ pub(crate) fn wanted_port(pod: &Pod) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_decides_who_it_runs_as_then_its_image() {
+        let container = |context: serde_json::Value| -> Container {
+            serde_json::from_value(serde_json::json!({"name": "c", "securityContext": context})).unwrap()
+        };
+        let pod = Pod::default();
+        assert_eq!(user(&pod, &container(serde_json::json!({})), None), (None, None));
+        assert_eq!(user(&pod, &container(serde_json::json!({})), Some(65532)), (Some(65532), Some(65532)));
+        assert_eq!(user(&pod, &container(serde_json::json!({"runAsUser": 7})), Some(65532)), (Some(7), None));
+        assert_eq!(user(&pod, &container(serde_json::json!({"runAsGroup": 8})), Some(65532)), (Some(65532), Some(8)));
+    }
 
     #[test]
     fn program_and_queue_proxy_learn_the_moved_port() {

@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::port;
+use crate::groups::Group;
 use crate::sandbox::{Launch, Sandbox};
 
 /// What a probe may say of an answer.
@@ -35,6 +36,7 @@ pub(crate) struct Exec {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
+    pub(crate) group: Option<Arc<Group>>,
 }
 
 // === impl Target ===
@@ -164,6 +166,7 @@ pub(crate) async fn exec(command: Vec<String>, target: &Target) -> Result<(i32, 
         working_dir: "/".into(),
         uid: exec.uid,
         gid: exec.gid,
+        group: exec.group,
         ..Launch::default()
     };
     let mounts = exec.mounts;

@@ -25,6 +25,8 @@ pub(super) struct Prepared<'a> {
     pub(super) env: &'a [CString],
     pub(super) working_dir: &'a CStr,
     pub(super) stdio: [BorrowedFd<'a>; 3],
+    /// What it writes `0` into to enter its control group.
+    pub(super) doors: &'a [BorrowedFd<'a>],
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) no_new_privileges: bool,
@@ -148,6 +150,9 @@ extern "C" fn become_program(child: *mut c_void) -> c_int {
 }
 
 fn prepare(prepared: &Prepared<'_>) -> Result<(), Errno> {
+    for door in prepared.doors {
+        rustix::io::write(door, b"0")?;
+    }
     for (number, fd) in (0..).zip(prepared.stdio) {
         // SAFETY: not dropped, so nobody's descriptor is closed; the number is one of the standard ones, which the child
         // is about to give to its program.

@@ -6,12 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::child::Child;
 use super::{Inside, Root, isolate};
+use crate::groups::Group;
 
 /// Where programs are looked for if the container's environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -30,6 +32,8 @@ pub(crate) struct Launch {
     pub(crate) no_new_privileges: bool,
     /// The container's file system; `None` runs in the host's.
     pub(crate) root: Option<Root>,
+    /// Which the process is in from its first instruction.
+    pub(crate) group: Option<Arc<Group>>,
 }
 
 /// A started process and what is needed to look after it.
@@ -51,16 +55,27 @@ pub(crate) enum StartError {
     Root(String),
 }
 
+// === impl Launch ===
+
+impl Launch {
+    fn doors(&self) -> Result<Vec<OwnedFd>, StartError> {
+        let opened = self.group.as_ref().map(|group| group.doors()).transpose();
+        opened.map(Option::unwrap_or_default).map_err(|error| StartError::Root(format!("control group: {error}")))
+    }
+}
+
 // === impl Inside ===
 
 impl Inside {
     /// Starts a process in this thread's namespaces, in a root of its own if it has one.
     pub(crate) fn launch(&mut self, launch: &Launch) -> Result<Launched, StartError> {
-        let Some(root) = &launch.root else { return self.spawn(launch, None) };
+        // The container sees its group elsewhere.
+        let doors = launch.doors()?;
+        let Some(root) = &launch.root else { return self.spawn(launch, &doors, None) };
         let started = self.own_mounts().map_err(|error| StartError::Root(error.to_string())).and_then(|()| {
             root.build().map_err(StartError::Root)?;
             let mounts = std::fs::File::open("/proc/thread-self/ns/mnt").map_err(in_root)?;
-            self.spawn(launch, Some(mounts.into()))
+            self.spawn(launch, &doors, Some(mounts.into()))
         });
         self.return_to_host();
         started
@@ -68,10 +83,11 @@ impl Inside {
 
     /// Starts a process in the root of a running container.
     pub(crate) fn launch_in(&mut self, mounts: Option<&OwnedFd>, launch: &Launch) -> Result<Launched, StartError> {
-        let Some(mounts) = mounts else { return self.spawn(launch, None) };
+        let doors = launch.doors()?;
+        let Some(mounts) = mounts else { return self.spawn(launch, &doors, None) };
         move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
             .map_err(|error| StartError::Root(error.to_string()))?;
-        let started = self.spawn(launch, None);
+        let started = self.spawn(launch, &doors, None);
         self.return_to_host();
         started
     }
@@ -88,7 +104,7 @@ impl Inside {
         }
     }
 
-    fn spawn(&self, launch: &Launch, mounts: Option<OwnedFd>) -> Result<Launched, StartError> {
+    fn spawn(&self, launch: &Launch, doors: &[OwnedFd], mounts: Option<OwnedFd>) -> Result<Launched, StartError> {
         let name = launch.argv.first().map(String::as_str).unwrap_or_default();
         let working_dir = match launch.working_dir.is_dir() {
             true => launch.working_dir.as_path(),
@@ -100,24 +116,26 @@ impl Inside {
         };
         let path = launch.env.iter().rev().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
         let program = find_program(name, path, working_dir)?;
-        let child = self.start(launch, program, working_dir);
+        let child = self.start(launch, doors, program, working_dir);
         let child = child.map_err(|error| StartError::Program(format!("exec: {name:?}: {error}")))?;
         Ok(Launched { child, mounts })
     }
 
-    fn start(&self, launch: &Launch, program: PathBuf, working_dir: &Path) -> io::Result<Child> {
+    fn start(&self, launch: &Launch, doors: &[OwnedFd], program: PathBuf, working_dir: &Path) -> io::Result<Child> {
         let null = std::fs::File::open("/dev/null")?;
         let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
         let argv = launch.argv.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<Vec<_>, _>>()?;
         let env = launch.env.iter().map(|(name, value)| CString::new(format!("{name}={value}")));
         let env = env.collect::<Result<Vec<_>, _>>()?;
+        let doors: Vec<_> = doors.iter().map(AsFd::as_fd).collect();
         let _runtime = self.runtime.enter();
         let pid = isolate::start(&isolate::Prepared {
             program: &CString::new(program.into_os_string().into_vec())?,
             argv: &argv,
             env: &env,
             working_dir: &CString::new(working_dir.as_os_str().as_encoded_bytes())?,
+            doors: &doors,
             stdio: [null.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()],
             uid: launch.uid,
             gid: launch.gid,

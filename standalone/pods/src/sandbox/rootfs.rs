@@ -45,6 +45,8 @@ pub(crate) struct Root {
     /// Files put into the root, by absolute path.
     pub(crate) files: Vec<(PathBuf, String)>,
     pub(crate) mounts: Vec<Mount>,
+    /// Directories of the container's control group, and where it looks for them.
+    pub(crate) groups: Vec<(PathBuf, PathBuf)>,
     pub(crate) read_only: bool,
 }
 
@@ -52,6 +54,8 @@ pub(crate) struct Root {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostMounts {
     points: Vec<PathBuf>,
+    /// `/sys` and what is mounted in it.
+    kernel: Vec<PathBuf>,
     /// Hidden from containers: the agent's state with keys and secrets.
     hidden: Vec<PathBuf>,
 }
@@ -73,15 +77,21 @@ impl HostMounts {
         let mut hidden = hidden.to_vec();
         hidden.sort();
         let is_hidden = |point: &Path| hidden.iter().any(|hidden| point.starts_with(hidden));
-        let mut points: Vec<PathBuf> = mountinfo
-            .lines()
-            .filter_map(|line| {
-                let (left, right) = line.split_once(" - ")?;
-                let point = PathBuf::from(unescape(left.split(' ').nth(4)?));
-                let kind = right.split(' ').next()?;
-                (shown(kind) && !special(&point) && !is_hidden(&point)).then_some(point)
-            })
-            .collect();
+        let mounted = mountinfo.lines().filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let point = PathBuf::from(unescape(left.split(' ').nth(4)?));
+            Some((point, right.split(' ').next()?))
+        });
+        let (mut points, mut kernel) = (Vec::new(), Vec::new());
+        for (point, kind) in mounted {
+            if point.starts_with("/sys") {
+                kernel.push(point);
+            } else if shown(kind) && !special(&point) && !is_hidden(&point) {
+                points.push(point);
+            }
+        }
+        kernel.sort();
+        kernel.dedup();
         points.sort();
         points.dedup();
         if points.len() > MAX_HOST_MOUNTS {
@@ -89,7 +99,7 @@ impl HostMounts {
             tracing::warn!(left_out, "too many mounted file systems; containers do not see the last ones");
             points.truncate(MAX_HOST_MOUNTS);
         }
-        Self { points, hidden }
+        Self { points, kernel, hidden }
     }
 }
 
@@ -146,6 +156,7 @@ impl Root {
         for kernel in ["proc", "sys"] {
             step(kernel, mount_bind_recursive(Path::new("/").join(kernel), root.join(kernel)))?;
         }
+        self.kernel(&root)?;
         self.devices(scratch, &root)?;
 
         change_root(&root)?;
@@ -159,9 +170,28 @@ impl Root {
         Ok(())
     }
 
+    /// What the kernel can be told through files is not for containers; each sees its own control group.
+    fn kernel(&self, root: &Path) -> Result<(), String> {
+        let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        for (dir, shown_at) in &self.groups {
+            step("control group", mount_bind_recursive(dir, inside(shown_at)))?;
+        }
+        let settings = root.join("proc/sys");
+        step("proc/sys", mount_bind_recursive(&settings, &settings))?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        step("proc/sys", mount_remount(&settings, flags, c""))?;
+        let groups = self.groups.iter().map(|(_, shown_at)| shown_at);
+        for point in self.host.kernel.iter().chain(groups) {
+            step("sys", mount_remount(inside(point), flags, c""))?;
+        }
+        Ok(())
+    }
+
     fn devices(&self, scratch: &Path, root: &Path) -> Result<(), String> {
         let dev = root.join("dev");
         Layer::new(scratch, "dev")?.mount(Path::new("/dev"), &dev)?;
+        // The machine's console is not for containers without a terminal.
+        let _ = fs::remove_file(dev.join("console"));
         if Path::new("/dev/pts").is_dir() {
             step("dev/pts", mount_bind_recursive("/dev/pts", dev.join("pts")))?;
         }
@@ -299,5 +329,6 @@ mod tests {
             7 1 0:9 / /run/netns/a rw - nsfs nsfs rw\n";
         let mounts = HostMounts::parse(mountinfo, &["/var/lib/postrider".into()]);
         assert_eq!(mounts.points, [PathBuf::from("/data/my disk"), PathBuf::from("/home")]);
+        assert_eq!(mounts.kernel, [PathBuf::from("/sys/fs/cgroup")], "made read-only");
     }
 }

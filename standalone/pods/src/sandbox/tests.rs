@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::io::AsyncReadExt;
 
 use super::*;
+use crate::groups::{Group, Groups, Limits};
 use crate::{NetworkMode, Options, network};
 
 fn options(data: &Path, third: u8) -> Options {
@@ -25,10 +26,15 @@ fn is_root() -> bool {
 }
 
 async fn output(cell: &network::Cell, root: &Root, script: &str) -> (Option<i32>, String) {
+    grouped(cell, root, None, script).await
+}
+
+async fn grouped(cell: &network::Cell, root: &Root, group: Option<Arc<Group>>, script: &str) -> (Option<i32>, String) {
     let launch = Launch {
         argv: ["/bin/sh", "-c", script].map(str::to_owned).into(),
         working_dir: "/".into(),
         root: Some(root.clone()),
+        group,
         ..Launch::default()
     };
     let mut launched = cell.sandbox.run(move |inside| inside.launch(&launch)).await.unwrap().unwrap();
@@ -68,6 +74,7 @@ async fn a_pod_sees_its_own_files_and_network_and_leaves_no_trace() {
             Mount { sub_path: Some("x/y".to_owned()), ..mount(volume.clone(), "/srv/data", false) },
             mount(data.path().join("log"), "/dev/termination-log", false),
         ],
+        groups: Vec::new(),
         read_only: false,
     };
     let before = Instant::now();
@@ -146,6 +153,52 @@ async fn processes_of_a_killed_agent_are_found_by_their_namespace() {
     assert!(network.interfaces().await.unwrap().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_keeps_to_its_limits_and_leaves_the_kernel_alone() {
+    if !is_root() {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let options = options(data.path(), 4);
+    let network = network::prepare(&options).await.unwrap();
+    let cell = network.take().await.unwrap();
+    let groups = Groups::prepare(&options.tag(), true);
+    let limits = Limits { memory: Some(48 << 20), cpu: Some(500), share: None };
+    let group = groups.group("test", &limits).unwrap();
+    let scratch = data.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let views = group.iter().flat_map(|group| group.views());
+    let root = Root {
+        scratch,
+        host: Arc::new(HostMounts::read(&[data.path().to_owned()]).unwrap()),
+        files: Vec::new(),
+        mounts: Vec::new(),
+        groups: views.map(|(dir, at)| (dir.to_owned(), at.to_owned())).collect(),
+        read_only: false,
+    };
+    let run = async |script: &str| grouped(&cell, &root, group.clone(), script).await;
+    let (_, text) = run("for f in /proc/sys/kernel/hostname /sys/kernel/mm/ksm/run; do cat $f > /tmp/v && \
+        cat /tmp/v > $f && echo written; done; test -e /dev/console && echo console")
+    .await;
+    assert!(!text.contains("written") && !text.contains("console"), "{text}");
+    if let Some(group) = &group {
+        let (_, text) = run("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null; \
+            for f in /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu*/cpu.cfs_quota_us; do \
+            test -e $f && cat $f && echo 1 > $f && echo written; done")
+        .await;
+        assert!(text.contains("50331648") && text.contains("50000") && !text.contains("written"), "{text}");
+        // tail keeps what it reads.
+        let (code, text) = run("head -c 200m /dev/zero | tail").await;
+        assert_eq!((code, group.killed()), (Some(137), 1), "{text}");
+    }
+    let dirs: Vec<_> = group.iter().flat_map(|group| group.views()).map(|(dir, _)| dir.to_owned()).collect();
+    drop(group);
+    network.release(cell).await;
+    network.remove().await;
+    groups.remove();
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+}
+
 /// Prints what the parts of a start cost: `cargo test -p pods --lib cost -- --ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
@@ -172,6 +225,7 @@ async fn cost_of_a_start() {
         host: Arc::new(HostMounts::read(&[data.path().to_owned()]).unwrap()),
         files: vec![("/etc/resolv.conf".into(), String::new())],
         mounts: Vec::new(),
+        groups: Vec::new(),
         read_only: false,
     };
     for cell in &cells {
