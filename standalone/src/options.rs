@@ -55,6 +55,10 @@ pub struct Options {
     #[arg(long = "bin", value_name = "NAME=PATH", value_parser = parse_binary)]
     pub binaries: Vec<(String, PathBuf)>,
 
+    /// Who runs programs of `--bin` whose container does not say (`runAsUser`); by default who started this one.
+    #[arg(long, value_name = "UID")]
+    pub bin_user: Option<u32>,
+
     /// What to log, as in RUST_LOG.
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "warn")]
     pub log: String,

@@ -1,7 +1,7 @@
 //! What can be known to fail before anything is started, each as one sentence that says what to do.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -74,6 +74,19 @@ pub fn is_free(address: SocketAddr, what: &str, option: &str) -> Result<()> {
     TcpListener::bind(address).map(drop).map_err(|error| cannot_listen(address, what, option, &error))
 }
 
+/// Services have addresses of this machine: a gateway on every address would collide with those of the installation.
+pub fn leaves_room(address: SocketAddr, node: Ipv4Addr, option: &str) -> Result<()> {
+    const TAKEN: [u16; 6] = [80, 443, 8012, 8013, 8080, 8081];
+    let port = address.port();
+    if address.ip().is_unspecified() && TAKEN.contains(&port) {
+        bail!(
+            "{option} {address} would take port {port} of every Service as well: name the addresses, for example {option} \
+             127.0.0.1:{port} and, for pods, {option} {node}:{port}"
+        );
+    }
+    Ok(())
+}
+
 fn cannot_listen(address: SocketAddr, what: &str, option: &str, error: &std::io::Error) -> anyhow::Error {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
@@ -83,5 +96,19 @@ fn cannot_listen(address: SocketAddr, what: &str, option: &str, error: &std::io:
             anyhow::anyhow!("{address}, wanted for {what}, needs root: choose a port above 1023 with {option}")
         }
         _ => anyhow::anyhow!("cannot listen on {address} for {what} ({error}): choose another with {option}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_on_every_address_does_not_take_the_ports_of_services() {
+        let node = Ipv4Addr::new(10, 244, 0, 1);
+        let refused = leaves_room(([0, 0, 0, 0], 80).into(), node, "--http").expect_err("taken").to_string();
+        assert!(refused.contains("--http 127.0.0.1:80") && refused.contains("--http 10.244.0.1:80"), "{refused}");
+        leaves_room(([0, 0, 0, 0], 8888).into(), node, "--http").expect("nobody's port");
+        leaves_room(([10, 244, 0, 1], 80).into(), node, "--http").expect("one address");
     }
 }

@@ -172,7 +172,13 @@ impl Machine {
         preflight::is_free(options.xds, "gateway configuration", "--xds")?;
         for (addresses, flag) in [(&options.http, "--http"), (&options.https, "--https")] {
             for address in addresses {
-                preflight::is_free(*address, "the gateway", flag)?;
+                if namespaces {
+                    preflight::leaves_room(*address, options.node_ip, flag)?;
+                }
+                // The node's address is there once the network is prepared.
+                if !namespaces || address.ip() != options.node_ip {
+                    preflight::is_free(*address, "the gateway", flag)?;
+                }
             }
         }
 
@@ -212,6 +218,9 @@ impl Machine {
         let ctx = Context::new(server.client(), tasks.clone());
         install::install(&ctx.client).await?;
         install::publish(&ctx.client, &addresses.backends()).await?;
+        let (http, https) = (options.http.first().copied(), options.https.first().copied());
+        let outside = install::Outside { http, https, node: addresses.node, loopback: !namespaces };
+        install::expose(&ctx.client, outside).await?;
         hooks.follow(&ctx).await?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         server.serve(listener, Some(identity.tls.clone()), &identity.token);
@@ -265,6 +274,8 @@ impl Machine {
                 external_tls_listen: options.https.clone(),
                 probe_tls_listen: Vec::new(),
                 internal_tls_listen: Vec::new(),
+                // Cluster names mean nothing to Envoy here.
+                itself: Some(addresses.internal),
                 settings: ingress::Settings { access_log: false, ..ingress::Settings::default() },
                 ..ingress::Options::default()
             },
@@ -335,7 +346,8 @@ fn agent_options(options: &Options, data: &Path, namespaces: bool) -> Result<pod
         own.display()
     );
     for (name, path) in &options.binaries {
-        agent.binaries.insert(name.clone(), pods::Binary::new(path));
+        let binary = pods::Binary { user: options.bin_user, ..pods::Binary::new(path) };
+        agent.binaries.insert(name.clone(), binary);
     }
     Ok(agent)
 }
