@@ -3,6 +3,7 @@
 //! ```text
 //! Service -> Configuration -> Revision -> Deployment, PodAutoscaler, Image
 //!         -> Route -> placeholder Services, Ingress      PodAutoscaler -> ServerlessService (autoscaler crate)
+//! DomainMapping -> ClusterDomainClaim, Ingress
 //! ServerlessService -> public and private Services, Endpoints
 //! ```
 //!
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use controller::{Context, Error};
 
 pub mod configuration;
+pub mod domainmapping;
 pub mod gc;
 pub mod labeler;
 pub mod revision;
@@ -57,5 +59,6 @@ async fn start_all(ctx: Context, options: Options) -> Result<(), Error> {
     serverlessservice::start(&shared, options.workers);
     labeler::start(&shared, options.workers);
     gc::start(&shared, options.workers);
+    domainmapping::start(&shared, options.workers).await;
     Ok(())
 }

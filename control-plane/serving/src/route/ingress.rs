@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::config::HttpProtocol;
+use api::config::{HttpProtocol, Network};
 use api::keys::networking::{self as keys, CLUSTER_LOCAL_VISIBILITY, EXTERNAL_IP};
 use api::keys::{self as all, headers, ports, serving};
 use api::networking::v1alpha1::{
@@ -57,7 +57,7 @@ impl Input<'_> {
             spec: IngressSpec {
                 tls: self.tls.clone(),
                 rules: self.rules()?,
-                http_option: self.http_option()?.to_owned(),
+                http_option: http_option(route.annotations(), self.naming.network)?.to_owned(),
                 ..IngressSpec::default()
             },
             status: None,
@@ -66,16 +66,11 @@ impl Input<'_> {
 
     fn annotations(&self) -> Result<BTreeMap<String, String>, String> {
         let own = self.route.annotations();
-        let class = all::first(own, keys::INGRESS_CLASS_ALIASES)
-            .map_or(self.naming.network.ingress_class.as_str(), |(_, class)| class);
         let mut annotations = BTreeMap::from([
-            (keys::INGRESS_CLASS.to_owned(), class.to_owned()),
+            (keys::INGRESS_CLASS.to_owned(), class(own, self.naming.network).to_owned()),
             (keys::ROLLOUT.to_owned(), self.rollout.to_annotation()),
         ]);
-        annotations.extend(own.iter().map(|(k, v)| (k.clone(), v.clone())));
-        for excluded in [all::LAST_APPLIED, keys::CERTIFICATE_CLASS_ALT, keys::INGRESS_CLASS_ALT] {
-            annotations.remove(excluded);
-        }
+        annotations.extend(without_excluded(own));
         let mut tag_to_host: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for tag in self.traffic.groups.keys().filter(|tag| !tag.is_empty()) {
             let hostname = self.naming.hostname(self.route, tag)?;
@@ -88,21 +83,6 @@ impl Input<'_> {
             annotations.insert(keys::TAG_TO_HOST.to_owned(), json);
         }
         Ok(annotations)
-    }
-
-    fn http_option(&self) -> Result<&'static str, String> {
-        if let Some((_, value)) = all::first(self.route.annotations(), keys::HTTP_PROTOCOL) {
-            return match value.to_lowercase().as_str() {
-                "enabled" => Ok("Enabled"),
-                "redirected" => Ok("Redirected"),
-                other => Err(format!("incorrect http-protocol annotation: {other}")),
-            };
-        }
-        Ok(match self.naming.network.http_protocol {
-            HttpProtocol::Enabled => "Enabled",
-            HttpProtocol::Redirected => "Redirected",
-            HttpProtocol::Disabled => "",
-        })
     }
 
     fn visibilities(&self, tag: &str) -> &'static [Visibility] {
@@ -186,6 +166,33 @@ impl Input<'_> {
             percent,
         }
     }
+}
+
+/// The owner's annotations but for those that are not the Ingress's.
+pub fn without_excluded(own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    const EXCLUDED: [&str; 3] = [all::LAST_APPLIED, keys::CERTIFICATE_CLASS_ALT, keys::INGRESS_CLASS_ALT];
+    let kept = own.iter().filter(|(key, _)| !EXCLUDED.contains(&key.as_str()));
+    kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// The implementation that the owner asks for, or that of the installation.
+pub fn class<'a>(own: &'a BTreeMap<String, String>, network: &'a Network) -> &'a str {
+    all::first(own, keys::INGRESS_CLASS_ALIASES).map_or(network.ingress_class.as_str(), |(_, class)| class)
+}
+
+pub fn http_option(own: &BTreeMap<String, String>, network: &Network) -> Result<&'static str, String> {
+    if let Some((_, value)) = all::first(own, keys::HTTP_PROTOCOL) {
+        return match value.to_lowercase().as_str() {
+            "enabled" => Ok("Enabled"),
+            "redirected" => Ok("Redirected"),
+            other => Err(format!("incorrect http-protocol annotation: {other}")),
+        };
+    }
+    Ok(match network.http_protocol {
+        HttpProtocol::Enabled => "Enabled",
+        HttpProtocol::Redirected => "Redirected",
+        HttpProtocol::Disabled => "",
+    })
 }
 
 /// The rollout of a latest-revision target while it has more than one revision.
