@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use api::admission::{self, ConfigSnapshot, Request};
 use api::autoscaling::v1alpha1::PodAutoscaler;
-use api::networking::v1alpha1::Ingress;
+use api::networking::v1alpha1::{ClusterDomainClaim, Ingress};
 use api::serving::v1::{Configuration, Revision, Route, Service};
+use api::serving::v1beta1::DomainMapping;
 use api::{Conditioned, keys};
 use apiserver::admission::{Admission, AdmissionRequest, Denied, Operation};
 use controller::{Context, Tasks};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service as CoreService;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -82,7 +83,13 @@ impl Machine {
             ("features", json!({})),
             ("gc", json!({})),
             ("logging", json!({})),
-            ("network", json!({"ingress-class": keys::networking::KOURIER_INGRESS_CLASS})),
+            (
+                "network",
+                json!({
+                    "ingress-class": keys::networking::KOURIER_INGRESS_CLASS,
+                    "autocreate-cluster-domain-claims": "true",
+                }),
+            ),
             ("observability", json!({})),
         ] {
             let metadata = json!({"name": format!("config-{name}"), "namespace": "knative-serving"});
@@ -275,6 +282,59 @@ async fn a_gradual_rollout_takes_its_time_and_ends() {
     let service = machine.ready("hello", 2).await;
     let traffic = service.status.unwrap().traffic;
     assert_eq!((traffic.len(), traffic[0].revision_name.as_str()), (1, "hello-00002"));
+    machine.tasks.shutdown().await;
+}
+
+fn mapping(namespace: &str) -> DomainMapping {
+    serde_json::from_value(json!({
+        "apiVersion": "serving.knative.dev/v1beta1", "kind": "DomainMapping",
+        "metadata": {"name": "www.example.org", "namespace": namespace},
+        "spec": {"ref": {"kind": "Service", "name": "hello", "apiVersion": "serving.knative.dev/v1"}},
+    }))
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_domain_belongs_to_one_namespace_for_as_long_as_it_is_mapped() {
+    let machine = Machine::start().await;
+    let mappings = machine.api::<DomainMapping>();
+    let name = "www.example.org";
+    mappings.create(&PostParams::default(), &mapping("default")).await.unwrap();
+    let unresolved = |mapping: Option<&DomainMapping>| {
+        mapping.and_then(|m| m.condition("ReferenceResolved")).is_some_and(|c| c.reason == "ResolveFailed")
+    };
+    machine.wait::<DomainMapping>(name, "unresolved", unresolved).await;
+
+    // What it refers to may come later.
+    machine.apply(hello("dev.local/one", json!(null))).await;
+    let ready = |mapping: Option<&DomainMapping>| mapping.is_some_and(DomainMapping::is_ready);
+    let mapped = machine.wait::<DomainMapping>(name, "ready", ready).await.unwrap();
+    assert_eq!(mapped.status.unwrap().url.as_deref(), Some("http://www.example.org"));
+    let ingress = machine.api::<Ingress>().get(name).await.unwrap();
+    let paths = &ingress.spec.rules[0].http.as_ref().unwrap().paths;
+    assert_eq!(paths[0].rewrite_host, "hello.default.svc.cluster.local");
+    assert_eq!(paths[0].splits[0].service_name, "hello");
+
+    let elsewhere = Api::<DomainMapping>::namespaced(machine.client.clone(), "knative-serving");
+    elsewhere.create(&PostParams::default(), &mapping("knative-serving")).await.unwrap();
+    let mut refused = std::pin::pin!(watcher::watch_object(elsewhere, name));
+    let told = tokio::time::timeout(PATIENCE, async {
+        while let Some(change) = refused.next().await {
+            let mapping: Option<DomainMapping> = change.unwrap();
+            if mapping.and_then(|m| m.condition("DomainClaimed").cloned()).is_some_and(|c| c.is_false()) {
+                return;
+            }
+        }
+    });
+    told.await.expect("the second mapping is told that the domain is taken");
+
+    let claims = Api::<ClusterDomainClaim>::all(machine.client.clone());
+    assert_eq!(claims.get(name).await.unwrap().spec.namespace, "default");
+    mappings.delete(name, &DeleteParams::default()).await.unwrap();
+    machine.wait::<DomainMapping>(name, "gone", |mapping| mapping.is_none()).await;
+    // Free again, or the other's already.
+    let claim = claims.get_opt(name).await.unwrap();
+    assert!(claim.is_none_or(|claim| claim.spec.namespace == "knative-serving"));
     machine.tasks.shutdown().await;
 }
 

@@ -80,7 +80,7 @@ async fn discover(client: &Client) -> Result<Vec<Arc<Resource>>, kube::Error> {
     };
     let mut found = Vec::new();
     for group in discovery.groups_alphabetical() {
-        for (api, capabilities) in group.recommended_resources() {
+        for (api, capabilities) in group.resources_by_stability() {
             let has = |verb| capabilities.supports_operation(verb);
             found.push(Arc::new(Resource {
                 api,

@@ -59,24 +59,7 @@ async fn dependents_follow_their_owner_in_every_way() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn custom_resources_own_and_are_owned() {
     let world = World::start().await;
-    let crd: CustomResourceDefinition = of(json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": "things.example.com"},
-        "spec": {
-            "group": "example.com", "scope": "Namespaced",
-            "names": {"kind": "Thing", "plural": "things", "singular": "thing"},
-            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
-                "type": "object", "x-kubernetes-preserve-unknown-fields": true,
-            }}}],
-        },
-    }));
-    let crds: Api<CustomResourceDefinition> = Api::all(world.client.clone());
-    crds.create(&PostParams::default(), &crd).await.unwrap();
-    until(crds, "things.example.com", |crd: Option<&CustomResourceDefinition>| {
-        let conditions = crd.and_then(|crd| crd.status.as_ref()?.conditions.as_ref());
-        conditions.into_iter().flatten().any(|c| c.type_ == "Established" && c.status == "True")
-    })
-    .await;
+    define(&world, "Thing", "v1").await;
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("example.com", "v1", "Thing"));
     let things: Api<DynamicObject> = Api::namespaced_with(world.client.clone(), "default", &kind);
     let thing = of(json!({"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "one"}}));
@@ -97,6 +80,50 @@ async fn custom_resources_own_and_are_owned() {
     let two = kube::runtime::wait::await_condition(things, "two", |thing: Option<&DynamicObject>| thing.is_none());
     tokio::time::timeout(std::time::Duration::from_secs(20), two).await.unwrap().unwrap();
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kind_that_the_preferred_version_of_its_group_does_not_have_owns_as_well() {
+    let world = World::start().await;
+    define(&world, "Thing", "v1").await;
+    define(&world, "Early", "v1beta1").await;
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("example.com", "v1beta1", "Early"));
+    let earlies: Api<DynamicObject> = Api::namespaced_with(world.client.clone(), "default", &kind);
+    let early = of(json!({"apiVersion": "example.com/v1beta1", "kind": "Early", "metadata": {"name": "one"}}));
+    let early = earlies.create(&PostParams::default(), &early).await.unwrap();
+    let reference = json!([{"apiVersion": "example.com/v1beta1", "kind": "Early", "name": "one", "uid": early.uid()}]);
+    world
+        .create::<Secret>(json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "of-one", "ownerReferences": reference},
+        }))
+        .await;
+    earlies.delete("one", &DeleteParams::default()).await.unwrap();
+    world.until("of-one", gone::<Secret>).await;
+    world.stop().await;
+}
+
+/// A kind of group example.com, and waits until it is served.
+async fn define(world: &World, kind: &str, version: &str) {
+    let (singular, plural) = (kind.to_lowercase(), format!("{}s", kind.to_lowercase()));
+    let name = format!("{plural}.example.com");
+    let crd: CustomResourceDefinition = of(json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": name},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": singular},
+            "versions": [{"name": version, "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+            }}}],
+        },
+    }));
+    let crds: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+    crds.create(&PostParams::default(), &crd).await.unwrap();
+    until(crds, &name, |crd: Option<&CustomResourceDefinition>| {
+        let conditions = crd.and_then(|crd| crd.status.as_ref()?.conditions.as_ref());
+        conditions.into_iter().flatten().any(|c| c.type_ == "Established" && c.status == "True")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
