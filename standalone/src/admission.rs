@@ -75,9 +75,49 @@ impl Admission for Knative {
         if !admission::handles(request.group, request.kind) {
             return Ok(Vec::new());
         }
-        admission::validate_object(&translate(request), object, &self.snapshot())
-            .map_err(|message| Denied::new(admission::VALIDATION_WEBHOOK, message))
+        let warnings = admission::validate_object(&translate(request), object, &self.snapshot())
+            .map_err(|message| Denied::new(admission::VALIDATION_WEBHOOK, message))?;
+        if request.dry_run && has_pods(request, object) {
+            dry_run(&object["spec"]["template"]["spec"])
+                .map_err(|message| Denied::new(admission::VALIDATION_WEBHOOK, message))?;
+        }
+        Ok(warnings)
     }
+}
+
+/// Whose template becomes pods, unless its owner is asked already.
+fn has_pods(request: &AdmissionRequest<'_>, object: &Value) -> bool {
+    let owned = || object["metadata"]["labels"].get(api::keys::serving::SERVICE).is_some();
+    let kind = match request.kind {
+        "Service" => true,
+        "Configuration" => !owned(),
+        _ => false,
+    };
+    kind && request.group == api::serving::GROUP
+        && request.operation != Operation::Delete
+        && request.subresource.is_empty()
+}
+
+/// Who tries a template out learns what its pods would be refused for as well.
+fn dry_run(template: &Value) -> Result<(), String> {
+    let mut spec = template.clone();
+    let Some(fields) = spec.as_object_mut() else { return Ok(()) };
+    fields.retain(|name, _| !name.ends_with("Seconds") && name != "containerConcurrency");
+    for container in fields.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
+        // Probes become others: the sidecar's, or with the port of the program.
+        for probe in ["readinessProbe", "livenessProbe", "startupProbe"] {
+            container.as_object_mut().map(|container| container.remove(probe));
+        }
+    }
+    let errors: Vec<String> = apiserver::kinds::pod_errors(spec).iter().map(ToString::to_string).collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let list = errors.join(", ");
+    let list = if errors.len() == 1 { list } else { format!("[{list}]") };
+    Err(format!(
+        "validation callback failed: dry run failed with Pod \"dry-run-validation\" is invalid: {list}: spec.template"
+    ))
 }
 
 fn translate<'a>(request: &AdmissionRequest<'a>) -> Request<'a> {
@@ -93,5 +133,50 @@ fn translate<'a>(request: &AdmissionRequest<'a>) -> Request<'a> {
         namespace: request.namespace,
         user: request.user,
         old: request.old,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn patch(name: &str, dry_run: bool) -> Result<Vec<String>, Denied> {
+        let object = json!({
+            "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "hello", "namespace": "ns"},
+            "spec": {"template": {"spec": {"containerConcurrency": 0, "timeoutSeconds": 300, "containers": [{
+                "name": name, "image": "dev.local/hello", "resources": {},
+                "readinessProbe": {"successThreshold": 1, "tcpSocket": {"port": 0}},
+            }]}}, "traffic": [{"latestRevision": true, "percent": 100}]},
+        });
+        let request = AdmissionRequest {
+            operation: Operation::Create,
+            group: "serving.knative.dev",
+            version: "v1",
+            resource: "services",
+            kind: "Service",
+            namespace: "ns",
+            name: "hello",
+            subresource: "",
+            user: "somebody",
+            old: None,
+            dry_run,
+        };
+        let knative = Knative::default();
+        let mut object = object;
+        knative.mutate(&request, &mut object).expect("defaulted");
+        knative.validate(&request, &object)
+    }
+
+    #[test]
+    fn a_dry_run_tells_what_pods_would_be_refused_for() {
+        patch("user-container", true).expect("a good template");
+        patch("&InvalidValue", false).expect("told by the pod, as upstream");
+        let denied = patch("&InvalidValue", true).expect_err("no such name");
+        assert_eq!(denied.webhook, admission::VALIDATION_WEBHOOK);
+        let start = "validation callback failed: dry run failed with Pod \"dry-run-validation\" is invalid: \
+            spec.containers[0].name: Invalid value: \"&InvalidValue\"";
+        assert!(denied.message.starts_with(start), "{}", denied.message);
     }
 }

@@ -26,6 +26,7 @@ use k8s_openapi::api::{
     coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery, events::v1 as events_v1,
     rbac::v1 as rbac,
 };
+use serde_json::Value;
 
 pub use events::{EVENT_TTL, event_expired};
 pub use service::Range;
@@ -33,7 +34,7 @@ pub use service::Range;
 use crate::boot::ApiAddress;
 use crate::names::NameFormat;
 use crate::registry::{Name, ScalePaths};
-use crate::{Conversion, FieldLabel, Kind, Scope, Strategy, Subresource, strategic, tables};
+use crate::{Conversion, FieldError, FieldLabel, Kind, Scope, Strategy, Subresource, strategic, tables};
 
 /// What the rules of the built-in kinds depend on.
 #[derive(Debug, Clone)]
@@ -52,6 +53,13 @@ impl Default for Options {
     fn default() -> Self {
         Self { service_range: Range::default(), node_ports: 30000..=32767, root_certificate: None, api: None }
     }
+}
+
+/// Why a pod with this spec would be refused, after what the API fills in.
+pub fn pod_errors(mut spec: Value) -> Vec<FieldError> {
+    pod_spec::default(&mut spec);
+    pod_spec::default_pod(&mut spec);
+    pod_spec_check::check(&spec, "spec")
 }
 
 /// How a kind's `metadata.name` is formed.
