@@ -86,18 +86,18 @@ async fn custom_resources_own_and_are_owned() {
 async fn a_kind_that_the_preferred_version_of_its_group_does_not_have_owns_as_well() {
     let world = World::start().await;
     define(&world, "Thing", "v1").await;
-    define(&world, "Early", "v1beta1").await;
-    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("example.com", "v1beta1", "Early"));
-    let earlies: Api<DynamicObject> = Api::namespaced_with(world.client.clone(), "default", &kind);
-    let early = of(json!({"apiVersion": "example.com/v1beta1", "kind": "Early", "metadata": {"name": "one"}}));
-    let early = earlies.create(&PostParams::default(), &early).await.unwrap();
-    let reference = json!([{"apiVersion": "example.com/v1beta1", "kind": "Early", "name": "one", "uid": early.uid()}]);
+    define(&world, "Draft", "v1beta1").await;
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("example.com", "v1beta1", "Draft"));
+    let drafts: Api<DynamicObject> = Api::namespaced_with(world.client.clone(), "default", &kind);
+    let draft = of(json!({"apiVersion": "example.com/v1beta1", "kind": "Draft", "metadata": {"name": "one"}}));
+    let draft = drafts.create(&PostParams::default(), &draft).await.unwrap();
+    let reference = json!([{"apiVersion": "example.com/v1beta1", "kind": "Draft", "name": "one", "uid": draft.uid()}]);
     world
         .create::<Secret>(json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "of-one", "ownerReferences": reference},
         }))
         .await;
-    earlies.delete("one", &DeleteParams::default()).await.unwrap();
+    drafts.delete("one", &DeleteParams::default()).await.unwrap();
     world.until("of-one", gone::<Secret>).await;
     world.stop().await;
 }
