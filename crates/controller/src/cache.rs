@@ -5,7 +5,9 @@
 //! order, from the watching task, after the cache shows the change; a handler that is added later first sees every
 //! present object as [`Change::Applied`], so start-up and steady state are the same code.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod objects;
+
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -15,9 +17,11 @@ use kube::api::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
 use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use self::objects::{Objects, Packing, Stored};
 use crate::{Context, ObjectKey};
 
 /// What a [`Cache`] can hold.
@@ -43,15 +47,11 @@ pub struct Cache<K> {
 struct Inner<K> {
     indexers: Vec<(&'static str, IndexFn<K>)>,
     transform: Option<Transform<K>>,
+    packing: Option<Packing<K>>,
     objects: RwLock<Objects<K>>,
     /// Held while a change is applied and delivered: handlers see changes in order, and adding one misses nothing.
     handlers: Mutex<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
-}
-
-struct Objects<K> {
-    by_key: BTreeMap<ObjectKey, Arc<K>>,
-    indexes: HashMap<&'static str, BTreeMap<String, BTreeSet<ObjectKey>>>,
 }
 
 /// Configures a [`Cache`] before its watch starts.
@@ -60,6 +60,7 @@ pub struct Builder<K> {
     config: watcher::Config,
     indexers: Vec<(&'static str, IndexFn<K>)>,
     transform: Option<Transform<K>>,
+    packing: Option<Packing<K>>,
     handlers: Vec<Handler<K>>,
 }
 
@@ -114,6 +115,16 @@ impl<K: Object> Builder<K> {
         self
     }
 
+    /// Keeps objects as JSON and reads them again for everyone who asks: for kinds of which there are many, each looked at
+    /// rarely. Handlers are shown the object itself.
+    pub fn packed(mut self) -> Self
+    where
+        K: Serialize,
+    {
+        self.packing = Some(Packing::json());
+        self
+    }
+
     /// See [`Cache::on_event`].
     pub fn on_event(mut self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) -> Self {
         self.handlers.push(Box::new(handler));
@@ -125,9 +136,10 @@ impl<K: Object> Builder<K> {
         let api = (self.api)(ctx.client.clone());
         let cache = Cache {
             inner: Arc::new(Inner {
-                objects: RwLock::new(Objects::new(&self.indexers)),
+                objects: RwLock::new(Objects::new(&self.indexers, self.packing)),
                 indexers: self.indexers,
                 transform: self.transform,
+                packing: self.packing,
                 handlers: Mutex::new(self.handlers),
                 synced: watch::Sender::new(false),
             }),
@@ -149,7 +161,7 @@ impl<K> Clone for Cache<K> {
 
 impl<K> Debug for Cache<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("objects", &self.inner.objects.read().by_key.len()).finish_non_exhaustive()
+        f.debug_struct("Cache").field("objects", &self.inner.objects.read().len()).finish_non_exhaustive()
     }
 }
 
@@ -160,6 +172,7 @@ impl<K: Object> Cache<K> {
             config: watcher::Config::default(),
             indexers: Vec::new(),
             transform: None,
+            packing: None,
             handlers: Vec::new(),
         }
     }
@@ -168,9 +181,10 @@ impl<K: Object> Cache<K> {
     pub fn detached(indexers: Vec<(&'static str, IndexFn<K>)>) -> Self {
         Self {
             inner: Arc::new(Inner {
-                objects: RwLock::new(Objects::new(&indexers)),
+                objects: RwLock::new(Objects::new(&indexers, None)),
                 indexers,
                 transform: None,
+                packing: None,
                 handlers: Mutex::default(),
                 synced: watch::Sender::new(true),
             }),
@@ -182,24 +196,23 @@ impl<K: Object> Cache<K> {
     }
 
     pub fn get_key(&self, key: &ObjectKey) -> Option<Arc<K>> {
-        self.inner.objects.read().by_key.get(key).cloned()
+        self.inner.objects.read().get(key)
     }
 
     /// Every object, in key order.
     pub fn list(&self) -> Vec<Arc<K>> {
-        self.inner.objects.read().by_key.values().cloned().collect()
+        self.inner.objects.read().iter().collect()
+    }
+
+    /// What `pick` makes of every object, in key order. Unlike with [`Cache::list`], only one object is there at a time if
+    /// the cache is packed. `pick` must be quick and must not use this cache.
+    pub fn collect<T>(&self, pick: impl FnMut(Arc<K>) -> Option<T>) -> Vec<T> {
+        self.inner.objects.read().iter().filter_map(pick).collect()
     }
 
     /// The objects of one namespace, in name order.
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        let objects = self.inner.objects.read();
-        let from = ObjectKey::new(namespace, "");
-        objects
-            .by_key
-            .range(from..)
-            .take_while(|(key, _)| key.namespace == namespace)
-            .map(|(_, object)| object.clone())
-            .collect()
+        self.inner.objects.read().in_namespace(namespace).collect()
     }
 
     /// The objects whose index function gave `key`, in key order.
@@ -207,10 +220,7 @@ impl<K: Object> Cache<K> {
     /// # Panics
     /// If the cache was built without this index: a programming error that the first test finds.
     pub fn by_index(&self, index: &str, key: &str) -> Vec<Arc<K>> {
-        let objects = self.inner.objects.read();
-        let index = objects.indexes.get(index).unwrap_or_else(|| panic!("no index {index} on {}", K::kind(&())));
-        let Some(keys) = index.get(key) else { return Vec::new() };
-        keys.iter().filter_map(|key| objects.by_key.get(key).cloned()).collect()
+        self.inner.objects.read().by_index(index, key)
     }
 
     /// Waits until the first complete list has been applied and delivered. Cancel safe.
@@ -223,30 +233,30 @@ impl<K: Object> Cache<K> {
     /// watching task: it must be quick, must not block, and must not add handlers to the same cache.
     pub fn on_event(&self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
         let mut handlers = self.inner.handlers.lock();
-        for object in self.list() {
+        let keys: Vec<ObjectKey> = self.inner.objects.read().keys().cloned().collect();
+        for object in keys.iter().filter_map(|key| self.get_key(key)) {
             handler(&Change::Applied { old: None, new: &object });
         }
         handlers.push(Box::new(handler));
     }
 
     /// Feeds one object in, as the watch does.
-    pub fn apply(&self, mut object: K) {
+    pub fn apply(&self, object: K) {
+        self.insert(Arc::new(self.trimmed(object)));
+    }
+
+    fn trimmed(&self, mut object: K) -> K {
         object.meta_mut().managed_fields = None;
         if let Some(transform) = &self.inner.transform {
             transform(&mut object);
         }
-        let key = ObjectKey::of(&object);
-        let new = Arc::new(object);
+        object
+    }
+
+    fn insert(&self, new: Arc<K>) {
+        let key = ObjectKey::of(&*new);
         let handlers = self.inner.handlers.lock();
-        let old = {
-            let mut objects = self.inner.objects.write();
-            let old = objects.by_key.insert(key.clone(), new.clone());
-            if let Some(old) = &old {
-                objects.unindex(&self.inner.indexers, &key, old);
-            }
-            objects.index(&self.inner.indexers, &key, &new);
-            old
-        };
+        let old = self.inner.objects.write().insert(&self.inner.indexers, &key, &new);
         for handler in handlers.iter() {
             handler(&Change::Applied { old: old.as_ref(), new: &new });
         }
@@ -255,12 +265,7 @@ impl<K: Object> Cache<K> {
     /// Takes one object out, as the watch does.
     pub fn remove(&self, key: &ObjectKey) {
         let handlers = self.inner.handlers.lock();
-        let old = {
-            let mut objects = self.inner.objects.write();
-            let Some(old) = objects.by_key.remove(key) else { return };
-            objects.unindex(&self.inner.indexers, key, &old);
-            old
-        };
+        let Some(old) = self.inner.objects.write().remove(&self.inner.indexers, key) else { return };
         for handler in handlers.iter() {
             handler(&Change::Deleted(&old));
         }
@@ -268,14 +273,17 @@ impl<K: Object> Cache<K> {
 
     async fn watch(self, api: Api<K>, config: watcher::Config) {
         let mut events = std::pin::pin!(watcher(api, config).default_backoff());
-        let mut listed: Option<BTreeMap<ObjectKey, K>> = None;
+        let packing = self.inner.packing;
+        let mut listed: Option<BTreeMap<ObjectKey, Stored<K>>> = None;
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Apply(object)) => self.apply(object),
                 Ok(watcher::Event::Delete(object)) => self.remove(&ObjectKey::of(&object)),
                 Ok(watcher::Event::Init) => listed = Some(BTreeMap::new()),
                 Ok(watcher::Event::InitApply(object)) => {
-                    listed.get_or_insert_default().insert(ObjectKey::of(&object), object);
+                    let key = ObjectKey::of(&object);
+                    let stored = Packing::store(packing, Arc::new(self.trimmed(object)));
+                    listed.get_or_insert_default().insert(key, stored);
                 }
                 Ok(watcher::Event::InitDone) => {
                     self.replace(listed.take().unwrap_or_default());
@@ -289,53 +297,19 @@ impl<K: Object> Cache<K> {
     }
 
     /// A complete list: what is missing from it was deleted, what has the same version did not change.
-    fn replace(&self, listed: BTreeMap<ObjectKey, K>) {
+    fn replace(&self, listed: BTreeMap<ObjectKey, Stored<K>>) {
         let gone: Vec<_> = {
             let objects = self.inner.objects.read();
-            objects.by_key.keys().filter(|key| !listed.contains_key(*key)).cloned().collect()
+            objects.keys().filter(|key| !listed.contains_key(*key)).cloned().collect()
         };
         for key in gone {
             self.remove(&key);
         }
-        for (key, object) in listed {
-            let known = self.get_key(&key);
-            let same = known.is_some_and(|known| {
-                known.resource_version().is_some() && known.resource_version() == object.resource_version()
-            });
-            if !same {
-                self.apply(object);
-            }
-        }
-    }
-}
-
-// === impl Objects ===
-
-impl<K> Objects<K> {
-    fn new(indexers: &[(&'static str, IndexFn<K>)]) -> Self {
-        let indexes = indexers.iter().map(|(name, _)| (*name, BTreeMap::new())).collect();
-        Self { by_key: BTreeMap::new(), indexes }
-    }
-
-    fn index(&mut self, indexers: &[(&'static str, IndexFn<K>)], key: &ObjectKey, object: &K) {
-        for (name, keys) in indexers {
-            let index = self.indexes.entry(name).or_default();
-            for value in keys(object) {
-                index.entry(value).or_default().insert(key.clone());
-            }
-        }
-    }
-
-    fn unindex(&mut self, indexers: &[(&'static str, IndexFn<K>)], key: &ObjectKey, object: &K) {
-        for (name, keys) in indexers {
-            let Some(index) = self.indexes.get_mut(name) else { continue };
-            for value in keys(object) {
-                if let Some(keys) = index.get_mut(&value) {
-                    keys.remove(key);
-                    if keys.is_empty() {
-                        index.remove(&value);
-                    }
-                }
+        for (key, stored) in listed {
+            let object = Packing::load(self.inner.packing, &stored);
+            drop(stored);
+            if !self.inner.objects.read().is_version(&key, object.resource_version().as_deref()) {
+                self.insert(object);
             }
         }
     }

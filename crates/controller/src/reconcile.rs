@@ -125,8 +125,8 @@ pub fn enqueue_controllers<K: crate::cache::Object, O: Resource<DynamicType = ()
 
 /// Puts every object of `cache` into the slow lane of `queue`: after a change of a ConfigMap they all depend on.
 pub fn resync<K: crate::cache::Object>(cache: &Cache<K>, queue: &Queue) {
-    for object in cache.list() {
-        queue.add_slow(ObjectKey::of(&*object));
+    for key in cache.collect(|object| Some(ObjectKey::of(&*object))) {
+        queue.add_slow(key);
     }
 }
 
