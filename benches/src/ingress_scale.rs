@@ -7,7 +7,8 @@
 mod client;
 mod measure;
 mod objects;
-mod process;
+mod peer;
+pub(crate) mod process;
 mod rig;
 pub(crate) mod role;
 
@@ -36,6 +37,13 @@ pub(crate) struct Options {
     /// The gateway.
     #[arg(long, env = "ENVOY", default_value = "envoy")]
     envoy: PathBuf,
+    /// Another control plane as well (with its arguments): it takes upstream's environment, `--kubeconfig` and ports, so
+    /// run this where these ports are free.
+    #[arg(long)]
+    peer: Option<String>,
+    /// Afterwards, as many Ingresses come and go this often: what does the control plane keep?
+    #[arg(long, default_value_t = 0)]
+    churn: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,26 +57,34 @@ pub(crate) enum Routes {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    for routes in &options.routes {
-        println!("\n### routes: {routes:?}\n");
+    let own = options.routes.iter().map(|routes| (*routes, None));
+    for (routes, peer) in own.chain(options.peer.as_deref().map(|peer| (Routes::World, Some(peer)))) {
+        match peer {
+            None => println!("\n### routes: {routes:?}\n"),
+            Some(peer) => println!("\n### {peer}\n"),
+        }
         println!(
             "| N | control plane listens s | all serve s | all Ready s | CPU: control plane s | Envoy s | xDS MiB | \
              control plane MiB (peak) | Envoy MiB |\n|---|---|---|---|---|---|---|---|---|"
         );
         let mut changes = String::new();
         for count in &options.ingresses {
-            let mut rig = Rig::start(&options.envoy, *routes, *count).await?;
+            let mut rig = Rig::start(&options.envoy, routes, *count, peer).await?;
             println!("{}", rig.cold_start().await?);
             for kind in [Kind::Endpoints, Kind::Route, Kind::Ingress] {
                 let row = measure::run(&mut rig, kind, options.changes).await?;
                 changes.push_str(&line(*count, kind, &row));
             }
             changes.push_str(&format!("| {count} | afterwards: {} |\n", rig.memory()));
+            for round in 1..=options.churn {
+                measure::churn(&rig, *count).await?;
+                changes.push_str(&format!("| {count} | {count} came and went {round} times: {} |\n", rig.memory()));
+            }
             rig.stop().await?;
         }
         println!(
-            "\n| N | change | median ms | 90 % ms | control-plane CPU ms | Envoy main thread ms | Envoy CPU ms | xDS KiB down | \
-             up | failed of bystander requests |\n|---|---|---|---|---|---|---|---|---|---|"
+            "\n| N | change | median ms | 90 % ms | control-plane CPU ms: until shown | in all | Envoy main thread ms | Envoy CPU ms | xDS KiB down | \
+             up | failed of bystander requests |\n|---|---|---|---|---|---|---|---|---|---|---|"
         );
         print!("{changes}");
     }
@@ -77,9 +93,10 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 
 fn line(count: usize, kind: Kind, row: &Row) -> String {
     format!(
-        "| {count} | {kind:?} | {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {} of {} |\n",
+        "| {count} | {kind:?} | {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {} of {} |\n",
         ms(quantile(&row.latencies, 0.5)),
         ms(quantile(&row.latencies, 0.9)),
+        row.control_shown,
         row.control_cpu,
         row.envoy_main,
         row.envoy_cpu,

@@ -11,10 +11,15 @@ mod cold_start;
 mod create;
 mod figures;
 mod footprint;
+mod gateway_scale;
 mod ingress_scale;
 mod machine;
 mod queue_proxy;
 mod timeline;
+
+/// As in the control plane, whose roles run in processes of this program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Debug, Parser)]
 #[command(name = "benches", about = "Scenarios that give the figures of RESULTS.md")]
@@ -37,6 +42,8 @@ enum Scenario {
     QueueProxy(queue_proxy::Options),
     /// One gateway and many ingresses: what does a change cost?
     IngressScale(ingress_scale::Options),
+    /// What does Envoy itself need for a change, with many ingresses?
+    GatewayScale(gateway_scale::Options),
     /// The control plane of `ingress-scale`, as a process of its own.
     #[command(hide = true)]
     IngressRole(ingress_scale::role::Options),
@@ -53,6 +60,7 @@ fn main() -> Result<()> {
             Scenario::Create(options) => create::run(options).await,
             Scenario::Footprint(options) => footprint::run(options).await,
             Scenario::QueueProxy(options) => queue_proxy::run(options).await,
+            Scenario::GatewayScale(options) => gateway_scale::run(options).await,
             Scenario::IngressScale(options) => ingress_scale::run(options).await,
             Scenario::IngressRole(options) => ingress_scale::role::run(options).await,
         }

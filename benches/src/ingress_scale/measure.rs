@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use futures::{StreamExt, TryStreamExt};
 
 use super::client::Client;
 use super::objects::host;
@@ -22,6 +23,8 @@ pub(crate) enum Kind {
 pub(crate) struct Row {
     pub(crate) latencies: Vec<Duration>,
     pub(crate) control_cpu: f64,
+    /// Of that, until the gateway shows the change: what comes after is mostly the status.
+    pub(crate) control_shown: f64,
     pub(crate) envoy_main: f64,
     pub(crate) envoy_cpu: f64,
     pub(crate) down: f64,
@@ -39,13 +42,7 @@ const SETTLE: Duration = Duration::from_millis(60);
 
 pub(crate) async fn run(rig: &mut Rig, kind: Kind, changes: usize) -> Result<Row> {
     // What the cold start left to do is not the cost of a change.
-    loop {
-        let before = process::cpu(rig.control_pid())?.all;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        if process::cpu(rig.control_pid())?.all - before < 2.0 {
-            break;
-        }
-    }
+    quiet(rig).await?;
     let (stop, asked, failed) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let bystander = {
@@ -62,22 +59,27 @@ pub(crate) async fn run(rig: &mut Rig, kind: Kind, changes: usize) -> Result<Row
             }
         })
     };
-    let (control, envoy, bytes) =
-        (process::cpu(rig.control_pid())?, process::cpu(rig.envoy_pid())?, rig.bytes().await?);
+    // The question is work for Envoy, with many clusters: not part of what is counted.
+    let bytes = rig.bytes().await?;
+    let (control, envoy) = (process::cpu(rig.control_pid())?, process::cpu(rig.envoy_pid())?);
     let mut latencies = Vec::new();
+    let mut shown = 0.0;
     let mut client = Client::new(rig.gateway);
     for step in 1..=changes {
+        let before = process::cpu(rig.control_pid())?.all;
         latencies.push(change(rig, kind, step, &mut client).await?);
+        shown += process::cpu(rig.control_pid())?.all - before;
         tokio::time::sleep(SETTLE).await;
     }
-    let (control_after, envoy_after, bytes_after) =
-        (process::cpu(rig.control_pid())?, process::cpu(rig.envoy_pid())?, rig.bytes().await?);
+    let (control_after, envoy_after) = (process::cpu(rig.control_pid())?, process::cpu(rig.envoy_pid())?);
+    let bytes_after = rig.bytes().await?;
     stop.store(true, Ordering::Relaxed);
     bystander.await?;
     let per = |after: f64, before: f64| (after - before) / changes as f64;
     Ok(Row {
         latencies,
         control_cpu: per(control_after.all, control.all),
+        control_shown: shown / changes as f64,
         envoy_main: per(envoy_after.main, envoy.main),
         envoy_cpu: per(envoy_after.all, envoy.all),
         down: per(bytes_after.0, bytes.0) / 1024.0,
@@ -85,6 +87,41 @@ pub(crate) async fn run(rig: &mut Rig, kind: Kind, changes: usize) -> Result<Row
         failed: failed.load(Ordering::Relaxed),
         asked: asked.load(Ordering::Relaxed),
     })
+}
+
+/// As many new Ingresses as there are, until the last one serves, and away again until it does not.
+pub(crate) async fn churn(rig: &Rig, count: usize) -> Result<()> {
+    let name = |n: usize| format!("passing-{n}");
+    let mut client = Client::new(rig.gateway);
+    for there in [true, false] {
+        let work = (0..count).map(|n| async move {
+            match there {
+                true => rig.objects.create(&name(n), rig.backends[0]).await,
+                false => rig.objects.delete(&name(n)).await,
+            }
+        });
+        futures::stream::iter(work).buffer_unordered(32).try_collect::<Vec<()>>().await?;
+        let started = Instant::now();
+        let last = host(&name(count - 1));
+        while client.get(&last, "/").await.is_ok_and(|answer| answer.status == 200) != there {
+            if started.elapsed() > 4 * DEADLINE {
+                bail!("the gateway never showed that {last} {}", if there { "came" } else { "went" });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    quiet(rig).await
+}
+
+/// Waits until the control plane has nothing to do any more.
+async fn quiet(rig: &Rig) -> Result<()> {
+    loop {
+        let before = process::cpu(rig.control_pid())?.all;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if process::cpu(rig.control_pid())?.all - before < 2.0 {
+            return Ok(());
+        }
+    }
 }
 
 /// Makes one change and returns how long it took until the gateway showed it.

@@ -7,7 +7,7 @@ use api::networking::v1alpha1::Ingress;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "default";
@@ -62,6 +62,15 @@ impl Objects {
             "spec": spec(name, 0),
         }))?;
         self.ingresses.create(&new, &ingress).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn delete(&self, name: &str) -> Result<()> {
+        let revision = format!("{name}-00001");
+        let now = DeleteParams::default();
+        self.ingresses.delete(name, &now).await?;
+        self.slices.delete(&revision, &now).await?;
+        self.services.delete(&revision, &now).await?;
         Ok(())
     }
 

@@ -12,12 +12,12 @@ use ingress::{Admin, Bootstrap};
 use kube::api::ListParams;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
 use super::client::{Client, backend};
 use super::objects::{Objects, host};
-use super::{Routes, process};
+use super::{Routes, peer, process};
 
 pub(crate) struct Rig {
     pub(crate) count: usize,
@@ -40,17 +40,22 @@ const CRD: &str = include_str!("../../../charts/crds/ingresses.networking.intern
 
 impl Rig {
     /// Everything is created before the control plane and Envoy start, both at the same time.
-    pub(crate) async fn start(envoy: &Path, routes: Routes, count: usize) -> Result<Self> {
+    pub(crate) async fn start(envoy: &Path, routes: Routes, count: usize, peer: Option<&str>) -> Result<Self> {
         let server = apiserver::Server::open(apiserver::Options::default()).await?;
         server.apply_manifest(CRD)?;
-        let objects = Objects::new(&server.client());
+        let client = server.client();
+        let objects = Objects::new(&client);
         let backends = [backend("one").await?, backend("two").await?];
         objects.create_all(count, backends[0]).await?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let api = format!("http://{}", listener.local_addr()?);
         server.serve(listener, None, "");
 
-        let [xds, external, internal, probe, admin] = free_ports().await?;
+        let [mut xds, mut external, mut internal, mut probe, admin] = free_ports().await?;
+        if peer.is_some() {
+            peer::install(&client).await?;
+            [xds, external, internal, probe] = peer::addresses();
+        }
         let folder = TempDir::new()?;
         let bootstrap = Bootstrap {
             state_of_the_world: routes == Routes::World,
@@ -61,11 +66,12 @@ impl Rig {
         std::fs::write(&config, bootstrap.render())?;
         let log = |name: &str| -> Result<std::fs::File> { Ok(std::fs::File::create(log_folder().join(name))?) };
         let started = Instant::now();
-        let mut control = Command::new(std::env::current_exe()?)
-            .args(["ingress-role", "--server", &api])
-            .args(["--xds", &xds.to_string(), "--external", &external.to_string()])
-            .args(["--internal", &internal.to_string(), "--probe", &probe.to_string()])
-            .stdout(Stdio::piped())
+        let mut control = match peer {
+            Some(peer) => peer::command(peer, &api, folder.path())?,
+            None => own_role(&api, [xds, external, internal, probe])?,
+        };
+        let mut control = control
+            .stdout(if peer.is_some() { Stdio::null() } else { Stdio::piped() })
             .stderr(log("ingress-scale-control.log")?)
             .kill_on_drop(true)
             .spawn()?;
@@ -77,9 +83,16 @@ impl Rig {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}; name Envoy with --envoy", envoy.display()))?;
-        let mut lines = BufReader::new(control.stdout.take().context("no standard output")?).lines();
-        let line = tokio::time::timeout(DEADLINE, lines.next_line()).await??;
-        anyhow::ensure!(line.is_some(), "the control plane ended; see {}", log_folder().display());
+        if let Some(output) = control.stdout.take() {
+            let line = tokio::time::timeout(DEADLINE, BufReader::new(output).lines().next_line()).await??;
+            anyhow::ensure!(line.is_some(), "the control plane ended; see {}", log_folder().display());
+        } else {
+            while TcpStream::connect(xds).await.is_err() {
+                let ended = control.try_wait()?.is_some() || started.elapsed() > DEADLINE;
+                anyhow::ensure!(!ended, "{xds} does not answer; see {}", log_folder().display());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
         let listening = started.elapsed();
         Ok(Self {
             count,
@@ -185,6 +198,16 @@ impl Rig {
         self.server.shutdown().await?;
         Ok(())
     }
+}
+
+/// The ingress role as a process of its own.
+fn own_role(api: &str, [xds, external, internal, probe]: [SocketAddr; 4]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["ingress-role", "--server", api])
+        .args(["--xds", &xds.to_string(), "--external", &external.to_string()])
+        .args(["--internal", &internal.to_string(), "--probe", &probe.to_string()]);
+    Ok(command)
 }
 
 fn log_folder() -> PathBuf {

@@ -23,7 +23,7 @@ use api::{
     networking::v1alpha1::Ingress,
 };
 use controller::{Cache, Change, Config, Context, Election, Leadership, ObjectKey, Queue, Recorder};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::Time};
 use kube::ResourceExt;
 use parking_lot::Mutex;
 use xds::{Event, Kind, Server, Xds};
@@ -93,7 +93,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let kourier = follow(&ctx, config::names::KOURIER, Values::parse, options.config_wait).await?;
     let network = follow(&ctx, config::names::NETWORK, Network::parse, options.config_wait).await?;
     let config_maps = ctx.config_maps().await;
-    let ingresses = Cache::<Ingress>::builder().start(&ctx);
+    let ingresses = Cache::<Ingress>::builder().transform(caches::strip_ingress).packed().start(&ctx);
     let caches = Caches::start(&ctx, &options, config_maps.clone());
     let settings = kourier.load().over(&options, &network.load());
     caches.follow(&ctx, &options, &settings);
@@ -114,7 +114,12 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let handler = role.clone();
     ingresses.on_event(move |change| {
         // What was translated a moment ago is shown once more.
-        let seen = primed.lock().remove(&ObjectKey::of(&**change.object()));
+        let mut primed = primed.lock();
+        let seen = primed.remove(&ObjectKey::of(&**change.object()));
+        if primed.is_empty() {
+            primed.shrink_to_fit();
+        }
+        drop(primed);
         handler.ingress(change, seen.is_some() && seen == change.object().resource_version());
     });
     let handler = role.clone();
@@ -191,12 +196,15 @@ struct Role {
 impl Role {
     /// Translates what there is. Returns what was seen, in which version.
     fn prime(&self) -> HashMap<ObjectKey, String> {
-        let mut all: Vec<Arc<Ingress>> =
-            self.ingresses.list().into_iter().filter(|ingress| self.is_served(ingress)).collect();
-        sort_by_age(&mut all);
+        let mut seen = HashMap::new();
+        let all = by_age(self.ingresses.collect(|ingress| {
+            let age = self.is_served(&ingress).then(|| age(&ingress))?;
+            seen.extend(ingress.resource_version().map(|version| (age.1.clone(), version)));
+            Some(age)
+        }));
         tracing::info!("Priming the config with {} ingresses", all.len());
-        self.views.prime(&all);
-        all.iter().filter_map(|ingress| Some((ObjectKey::of(&**ingress), ingress.resource_version()?))).collect()
+        self.views.prime(&all, |key| self.ingresses.get_key(key));
+        seen
     }
 
     fn is_served(&self, ingress: &Ingress) -> bool {
@@ -275,17 +283,25 @@ impl Role {
     fn translate_again(&self, mut keys: BTreeSet<ObjectKey>) {
         while !keys.is_empty() {
             let present = keys.iter().filter_map(|key| self.ingresses.get_key(key));
-            let mut again: Vec<Arc<Ingress>> = present.filter(|ingress| self.is_served(ingress)).collect();
-            sort_by_age(&mut again);
-            let next = again.iter().flat_map(|ingress| self.views.apply(ingress)).collect();
+            let again =
+                by_age(present.filter(|ingress| self.is_served(ingress)).map(|ingress| age(&ingress)).collect());
+            let again = again.iter().filter_map(|key| self.ingresses.get_key(key));
+            let next = again.flat_map(|ingress| self.views.apply(&ingress)).collect();
             std::mem::replace(&mut keys, next).into_iter().for_each(|key| self.queue.add(key));
         }
     }
 }
 
 /// Older Ingresses first: they get the hosts that several claim, on every replica and after every start.
-fn sort_by_age(ingresses: &mut [Arc<Ingress>]) {
-    ingresses.sort_by_cached_key(|ingress| (ingress.creation_timestamp(), ObjectKey::of(&**ingress)));
+fn by_age(mut ingresses: Vec<Age>) -> Vec<ObjectKey> {
+    ingresses.sort();
+    ingresses.into_iter().map(|(_, key)| key).collect()
+}
+
+type Age = (Option<Time>, ObjectKey);
+
+fn age(ingress: &Ingress) -> Age {
+    (ingress.creation_timestamp(), ObjectKey::of(ingress))
 }
 
 /// A ConfigMap that must exist and parse after `wait`; without `wait` its defaults hold until it does.
@@ -324,19 +340,18 @@ mod tests {
 
     #[test]
     fn the_oldest_comes_first() {
-        let ingress = |name: &str, created: &str| -> Arc<Ingress> {
+        let created = |name: &str, created: &str| {
             let metadata = serde_json::json!({"name": name, "namespace": "default", "creationTimestamp": created});
             let kind = serde_json::json!({"apiVersion": "networking.internal.knative.dev/v1alpha1", "kind": "Ingress",
                 "metadata": metadata, "spec": {}});
-            Arc::new(serde_json::from_value(kind).unwrap())
+            age(&serde_json::from_value(kind).unwrap())
         };
-        let mut all = vec![
-            ingress("a", "2026-11-20T10:00:02Z"),
-            ingress("c", "2026-11-20T10:00:01Z"),
-            ingress("b", "2026-11-20T10:00:01Z"),
+        let all = vec![
+            created("a", "2026-11-20T10:00:02Z"),
+            created("c", "2026-11-20T10:00:01Z"),
+            created("b", "2026-11-20T10:00:01Z"),
         ];
-        sort_by_age(&mut all);
-        let names: Vec<String> = all.iter().map(|ingress| ingress.name_any()).collect();
+        let names: Vec<String> = by_age(all).into_iter().map(|key| key.name).collect();
         assert_eq!(names, ["b", "c", "a"]);
     }
 }

@@ -22,7 +22,7 @@ pub use self::{
     cluster::{authorization_cluster, cluster, endpoints, tracing_cluster},
     filters::{AUTHORIZATION_CLUSTER, TRACING_CLUSTER},
     listener::{Chain, Listener, Routes, listener},
-    route::{host, scope, scoped_routes, table},
+    route::{host_domains, host_routes, scope, scoped_routes, table},
     tls::{AUTHORIZER_TRUST, TRUST, certificate, trust},
 };
 use crate::model::Headers;

@@ -1,6 +1,6 @@
 //! Our own form of what a gateway is told. Versions are hashes of these, so everything here is ordered.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Header names and values to set on a request.
 pub type Headers = BTreeMap<String, String>;
@@ -18,8 +18,8 @@ pub enum Table {
 pub struct VirtualHost {
     pub name: String,
     pub domains: Vec<String>,
-    /// In the order in which they are tried.
-    pub routes: Vec<Route>,
+    /// In the order in which they are tried. Hosts of one rule share them.
+    pub routes: Arc<Vec<Route>>,
     pub authorization: Access,
 }
 

@@ -3,7 +3,10 @@
 //! Differs from upstream in that the object is never modified: the hash is always taken from the real spec, and the
 //! probe routes are made here, before the routes they duplicate.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use api::{
     keys::networking::{CLUSTER_LOCAL_VISIBILITY, EXTERNAL_IP},
@@ -133,6 +136,8 @@ pub fn translate(
         if real.is_empty() {
             continue;
         }
+        longest_first(&mut real);
+        let real = Arc::new(real);
         for path in &http.paths {
             for split in &path.splits {
                 let used = out.backends.entry(reference(path, split, http1_only)).or_default();
@@ -142,7 +147,7 @@ pub fn translate(
         let external = rule.visibility != CLUSTER_LOCAL_VISIBILITY;
         let mut plain = real.clone();
         if external && spec.http_option == REDIRECTED && context.redirects {
-            for route in plain.iter_mut().filter(|route| !route.open) {
+            for route in Arc::make_mut(&mut plain).iter_mut().filter(|route| !route.open) {
                 route.action = Action::RedirectToHttps;
                 route.set_headers.clear();
             }
@@ -153,15 +158,19 @@ pub fn translate(
             false => Access::Unsaid,
         };
         for host in hosts_of(rule) {
-            let mut add = |table: Table, routes: &[Route]| {
+            let mut add = |table: Table, routes: &Arc<Vec<Route>>| {
                 let hosts = out.hosts.entry(table).or_default();
                 let name = format!("({namespace}/{name}).Domain[{host}]");
                 match hosts.iter_mut().find(|known| known.name == name) {
-                    Some(known) => known.routes.extend_from_slice(routes),
+                    Some(known) => {
+                        let known = Arc::make_mut(&mut known.routes);
+                        known.extend_from_slice(routes);
+                        longest_first(known);
+                    }
                     None => hosts.push(VirtualHost {
                         name,
                         domains: vec![host.clone(), format!("{host}:*")],
-                        routes: routes.to_vec(),
+                        routes: routes.clone(),
                         authorization: authorization.clone(),
                     }),
                 }
@@ -178,11 +187,12 @@ pub fn translate(
             }
         }
     }
-    // The longest prefix first; what is equally long keeps its order.
-    for host in out.hosts.values_mut().flatten() {
-        host.routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
-    }
     Ok(out)
+}
+
+/// What is equally long keeps its order.
+fn longest_first(routes: &mut [Route]) {
+    routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
 }
 
 /// Tells the gateway's readiness to Kubernetes.
@@ -190,14 +200,14 @@ pub fn status_host(authorization: bool) -> VirtualHost {
     VirtualHost {
         name: STATUS_HOST.to_owned(),
         domains: vec![STATUS_HOST.to_owned()],
-        routes: vec![Route {
+        routes: Arc::new(vec![Route {
             name: "gateway_ready".to_owned(),
             prefix: "/ready".to_owned(),
             headers: Headers::new(),
             set_headers: Headers::new(),
             action: Action::Status,
             open: false,
-        }],
+        }]),
         authorization: if authorization { Access::Open } else { Access::Unsaid },
     }
 }

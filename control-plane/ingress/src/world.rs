@@ -6,8 +6,11 @@
 
 mod certificates;
 mod configure;
+mod hosts;
+mod install;
 mod listeners;
 mod scopes;
+mod small;
 mod status;
 
 use std::{
@@ -25,13 +28,19 @@ use xds::{Change, Kind, Name, Resource, Version, Xds};
 
 pub(crate) use self::configure::ROUTING_CERTIFICATES;
 pub use self::status::{Pending, State};
-use self::{certificates::Certificates, configure::Trust, listeners::Listeners, scopes::Scopes};
+use self::{
+    certificates::Certificates,
+    configure::Trust,
+    install::{Live, publish_backend},
+    listeners::Listeners,
+    small::Set,
+};
 use crate::{
     backend::{self, Backend, Reference},
     certificate::{self, Pair},
     envoy,
     fleets::Part,
-    model::{Location, Table, VirtualHost},
+    model::Table,
     options::{Options, Settings},
     translate::{self, Context, ServerNames, Translation},
 };
@@ -63,14 +72,12 @@ pub struct World<O> {
     listeners: Listeners,
     certificates: Certificates,
     one_certificates: BTreeMap<ObjectKey, Pair>,
-    ingresses: HashMap<ObjectKey, Entry>,
+    ingresses: HashMap<Key, Box<Entry>>,
     /// The owner of each host.
-    domains: HashMap<String, ObjectKey>,
-    clusters: HashMap<String, Use>,
+    domains: HashMap<Name, Key>,
+    clusters: HashMap<Name, Box<Use>>,
     /// The clusters of a Service, and the Ingresses that wait for it or name it.
-    services: HashMap<ObjectKey, Interest>,
-    /// Owner of each published host, for refusals.
-    hosts: HashMap<Name, ObjectKey>,
+    services: HashMap<Key, Interest>,
     /// Resources of which a gateway refused the newest version, with its message.
     refused: BTreeMap<(Kind, Name), String>,
     /// Those with a host that is a pattern. While there are any, nobody gets routes by scope.
@@ -87,6 +94,9 @@ enum Postponed {
     Listeners,
 }
 
+/// The same object is in many places: it is in memory once.
+type Key = Arc<ObjectKey>;
+
 /// One Ingress.
 #[derive(Debug, Default)]
 struct Entry {
@@ -97,18 +107,9 @@ struct Entry {
     /// Refused resources, with the gateway's message.
     refused: BTreeMap<(Kind, Name), String>,
     /// Services it names.
-    services: BTreeSet<ObjectKey>,
+    services: Set<Key>,
     /// Secrets it names.
     secrets: BTreeSet<ObjectKey>,
-}
-
-#[derive(Debug, Default)]
-struct Live {
-    hosts: BTreeMap<Name, Version>,
-    clusters: BTreeSet<String>,
-    domains: BTreeSet<String>,
-    certificates: BTreeSet<ObjectKey>,
-    scopes: Scopes,
 }
 
 type Pairs = BTreeMap<ObjectKey, (Pair, ServerNames)>;
@@ -118,13 +119,13 @@ type Pairs = BTreeMap<ObjectKey, (Pair, ServerNames)>;
 struct Use {
     reference: Reference,
     backend: Backend,
-    users: BTreeSet<ObjectKey>,
+    users: Set<Key>,
 }
 
 #[derive(Debug, Default)]
 struct Interest {
-    clusters: BTreeSet<String>,
-    ingresses: BTreeSet<ObjectKey>,
+    clusters: Set<Name>,
+    ingresses: Set<Key>,
 }
 
 // === impl World ===
@@ -153,7 +154,6 @@ impl<O: Objects> World<O> {
             domains: HashMap::new(),
             clusters: HashMap::new(),
             services: HashMap::new(),
-            hosts: HashMap::new(),
             refused: BTreeMap::new(),
             wild: BTreeSet::new(),
             blocked: HashMap::new(),
@@ -203,7 +203,8 @@ impl<O: Objects> World<O> {
                 backend.cluster.name.clone()
             })
         };
-        let entry = self.ingresses.entry(key.clone()).or_default();
+        let key = self.key(&key);
+        let entry = self.entry(&key);
         entry.generation = generation;
         let mut translation = match translation {
             Ok(translation) => translation,
@@ -221,12 +222,12 @@ impl<O: Objects> World<O> {
             }
         };
         let taken = translation.domains.iter().find_map(|domain| {
-            let owner = self.domains.get(domain)?;
-            (*owner != key).then(|| (domain.clone(), owner.clone()))
+            let owner = self.domains.get(domain.as_str())?;
+            (*owner != key).then(|| (domain.clone(), ObjectKey::clone(owner)))
         });
         if let Some((domain, owner)) = taken {
             tracing::info!(ingress = %key, %domain, %owner, "the host belongs to another Ingress");
-            self.blocked.entry(domain).or_default().insert(key.clone());
+            self.blocked.entry(domain).or_default().insert(ObjectKey::clone(&key));
             self.entry(&key).state = State::Conflict { owner };
             return BTreeSet::new();
         }
@@ -246,14 +247,15 @@ impl<O: Objects> World<O> {
         if !self.ingresses.contains_key(key) {
             return BTreeSet::new();
         }
+        let key = self.key(key);
         let nothing = Translation::default();
-        let freed = self.install(key, nothing, HashMap::new(), Pairs::new(), BTreeSet::new(), &BTreeSet::new());
-        self.watch_services(key, &Translation::default());
-        let secrets = std::mem::take(&mut self.entry(key).secrets);
-        self.certificates.watch(key, &secrets, &BTreeSet::new());
-        if let Some(Entry { state: State::Conflict { .. }, .. }) = self.ingresses.remove(key) {
+        let freed = self.install(&key, nothing, HashMap::new(), Pairs::new(), BTreeSet::new(), &BTreeSet::new());
+        self.watch_services(&key, &Translation::default());
+        let secrets = std::mem::take(&mut self.entry(&key).secrets);
+        self.certificates.watch(&key, &secrets, &BTreeSet::new());
+        if let Some(State::Conflict { .. }) = self.ingresses.remove(&key).map(|entry| entry.state) {
             self.blocked.retain(|_, waiting| {
-                waiting.remove(key);
+                waiting.remove(&*key);
                 !waiting.is_empty()
             });
         }
@@ -266,28 +268,32 @@ impl<O: Objects> World<O> {
         let Some(interest) = self.services.get(service) else { return BTreeSet::new() };
         let mut again = BTreeSet::new();
         let mut change = Change::default();
-        for name in &interest.clusters {
+        for name in interest.clusters.iter() {
             let used = &self.clusters[name];
             let backend = self.resolve(&used.reference);
-            if backend.cluster.name != *name {
+            if *backend.cluster.name != **name {
                 // The Service's ports changed so that the cluster is another one now.
-                again.extend(used.users.iter().cloned());
+                again.extend(used.users.iter().map(|user| ObjectKey::clone(user)));
                 continue;
             }
             if backend.ready != used.backend.ready {
-                again.extend(used.users.iter().filter(|user| self.ingresses[*user].state.awaits(service)).cloned());
+                again.extend(self.awaiting(&used.users, service));
             }
             if backend != used.backend {
-                publish_backend(&mut change, &backend, Some(&used.backend));
+                publish_backend(&mut change, name, &backend, Some(&used.backend));
                 self.clusters.get_mut(name).expect("just read").backend = backend;
             }
         }
-        let waiting = interest.ingresses.iter().filter(|user| self.ingresses[*user].state.awaits(service));
-        again.extend(waiting.cloned());
+        again.extend(self.awaiting(&interest.ingresses, service));
         if !change.set.is_empty() || !change.remove.is_empty() {
             self.xds.publish(change);
         }
         again
+    }
+
+    fn awaiting(&self, users: &Set<Key>, service: &ObjectKey) -> impl Iterator<Item = ObjectKey> {
+        let waiting = users.iter().filter(|user| self.ingresses[&***user].state.awaits(service));
+        waiting.map(|user| ObjectKey::clone(user))
     }
 
     fn resolve(&self, reference: &Reference) -> Backend {
@@ -304,7 +310,7 @@ impl<O: Objects> World<O> {
     }
 
     /// The certificates that a translation needs, and from now on news about them.
-    fn pairs(&mut self, key: &ObjectKey, translation: &Translation) -> Result<Pairs, String> {
+    fn pairs(&mut self, key: &Key, translation: &Translation) -> Result<Pairs, String> {
         if let Trust::Nobody(message) = &self.trust {
             return Err(message.clone());
         }
@@ -324,143 +330,26 @@ impl<O: Objects> World<O> {
         Ok(pairs)
     }
 
-    fn entry(&mut self, key: &ObjectKey) -> &mut Entry {
+    fn key(&self, key: &ObjectKey) -> Key {
+        self.ingresses.get_key_value(key).map_or_else(|| Arc::new(key.clone()), |(key, _)| key.clone())
+    }
+
+    fn entry(&mut self, key: &Key) -> &mut Entry {
         self.ingresses.entry(key.clone()).or_default()
     }
 
-    /// Replaces what is published for an Ingress, except for the hosts in `kept`, and returns the hosts it no longer has.
-    fn install(
-        &mut self,
-        key: &ObjectKey,
-        translation: Translation,
-        mut resolved: HashMap<Reference, Backend>,
-        pairs: Pairs,
-        unready: BTreeSet<ObjectKey>,
-        kept: &BTreeSet<Name>,
-    ) -> BTreeSet<String> {
-        let old = std::mem::take(&mut self.entry(key).live);
-        let mut live =
-            Live { domains: translation.domains, certificates: pairs.keys().cloned().collect(), ..Live::default() };
-        let mut change = Change::default();
-        let stays = |table: Table, host: &VirtualHost| {
-            let name = Some(host_name(table, &host.name)).filter(|name| kept.contains(name))?;
-            self.xds.resource(Kind::VirtualHost, &name)
-        };
-        live.scopes = Scopes::publish(key, &translation.hosts, stays, &old.scopes, &mut change);
-        let before = self.wild.is_empty();
-        let _changed = if live.scopes.wild { self.wild.insert(key.clone()) } else { self.wild.remove(key) };
-        let names = self.certificates.assign(key, &old.certificates, pairs, &mut change);
-        if names || before != self.wild.is_empty() {
-            self.update_listeners(&mut change);
-        }
-        for name in old.scopes.routes() {
-            self.hosts.remove(name);
-        }
-        for name in live.scopes.routes() {
-            self.hosts.insert(name.clone(), key.clone());
-        }
-        for reference in translation.backends.into_keys() {
-            let backend = resolved.remove(&reference).expect("resolved while translating");
-            let name = backend.cluster.name.clone();
-            let interest = self.services.entry(service_key(&reference)).or_default();
-            interest.clusters.insert(name.clone());
-            live.clusters.insert(name.clone());
-            match self.clusters.get_mut(&name) {
-                Some(used) => {
-                    used.users.insert(key.clone());
-                    if used.backend != backend {
-                        publish_backend(&mut change, &backend, Some(&used.backend));
-                        used.backend = backend;
-                    }
-                }
-                None => {
-                    publish_backend(&mut change, &backend, None);
-                    self.clusters.insert(name, Use { reference, backend, users: [key.clone()].into() });
-                }
-            }
-        }
-        for (table, hosts) in &translation.hosts {
-            for host in hosts {
-                let name = host_name(*table, &host.name);
-                if let Some(version) = old.hosts.get(&name).filter(|_| kept.contains(&name)) {
-                    live.hosts.insert(name, *version);
-                    continue;
-                }
-                let version = Version::of(host);
-                if old.hosts.get(&name) != Some(&version) {
-                    let mut resource = Resource::new(Kind::VirtualHost, name.clone(), version, &envoy::host(host));
-                    resource.requires = host.clusters().map(|cluster| (Kind::Cluster, cluster.into())).collect();
-                    change.set.push(resource);
-                }
-                self.hosts.insert(name.clone(), key.clone());
-                live.hosts.insert(name, version);
-            }
-        }
-        for name in old.hosts.into_keys().filter(|name| !live.hosts.contains_key(name)) {
-            self.hosts.remove(&name);
-            change.remove.push((Kind::VirtualHost, name));
-        }
-        if kept.is_empty() {
-            for name in old.clusters.difference(&live.clusters) {
-                self.release(key, name, &mut change);
-            }
-        } else {
-            // What is kept needs some of them.
-            live.clusters.extend(old.clusters);
-        }
-        let freed: BTreeSet<String> = old.domains.difference(&live.domains).cloned().collect();
-        for domain in &freed {
-            self.domains.remove(domain);
-        }
-        for domain in &live.domains {
-            self.domains.insert(domain.clone(), key.clone());
-        }
-        let changed: BTreeSet<Name> = change.set.iter().map(|resource| resource.name.clone()).collect();
-        if !self.refused.is_empty() {
-            let gone = change.remove.iter().cloned();
-            let new = change.set.iter().map(|resource| (resource.kind, resource.name.clone()));
-            let settled: BTreeSet<(Kind, Name)> = gone.chain(new).collect();
-            self.refused.retain(|key, _| !settled.contains(key));
-        }
-        let revision = self.xds.publish(change);
-        let entry = self.entry(key);
-        entry.refused.retain(|(_, name), _| !changed.contains(name) && live.contains(name));
-        entry.live = live;
-        entry.state = match unready.is_empty() {
-            true => State::Published { revision },
-            false => State::Waiting { services: unready, revision: Some(revision) },
-        };
-        freed
-    }
-
-    /// An Ingress does not use a cluster any more.
-    fn release(&mut self, key: &ObjectKey, name: &str, change: &mut Change) {
-        let Some(used) = self.clusters.get_mut(name) else { return };
-        used.users.remove(key);
-        if !used.users.is_empty() {
-            return;
-        }
-        let used = self.clusters.remove(name).expect("just read");
-        change.remove.push((Kind::Cluster, name.into()));
-        if used.backend.cluster.location == Location::Endpoints {
-            change.remove.push((Kind::Endpoints, name.into()));
-        }
-        let service = service_key(&used.reference);
-        if let Some(interest) = self.services.get_mut(&service) {
-            interest.clusters.remove(name);
-            if interest.is_empty() {
-                self.services.remove(&service);
-            }
-        }
-    }
-
-    fn watch_services(&mut self, key: &ObjectKey, translation: &Translation) {
+    fn watch_services(&mut self, key: &Key, translation: &Translation) {
         let new: BTreeSet<ObjectKey> = translation.backends.keys().map(service_key).collect();
-        let old = std::mem::replace(&mut self.entry(key).services, new.clone());
-        for service in &new {
+        let old = std::mem::take(&mut self.entry(key).services);
+        let mut services = Vec::with_capacity(new.len());
+        for service in new {
+            let known = self.services.get_key_value(&service).map(|(service, _)| service.clone());
+            let service = known.unwrap_or_else(|| Arc::new(service));
             self.services.entry(service.clone()).or_default().ingresses.insert(key.clone());
+            services.push(service);
         }
-        for service in old.difference(&new) {
+        let new: Set<Key> = services.into_iter().collect();
+        for service in old.iter().filter(|service| !new.contains(*service)) {
             if let Some(interest) = self.services.get_mut(service) {
                 interest.ingresses.remove(key);
                 if interest.is_empty() {
@@ -468,12 +357,13 @@ impl<O: Objects> World<O> {
                 }
             }
         }
+        self.entry(key).services = new;
     }
 
     /// Ingresses that were refused because of a host that is free now.
-    fn unblocked(&mut self, freed: &BTreeSet<String>) -> BTreeSet<ObjectKey> {
+    fn unblocked(&mut self, freed: &[Name]) -> BTreeSet<ObjectKey> {
         let waiting: BTreeSet<ObjectKey> =
-            freed.iter().filter_map(|host| self.blocked.remove(host)).flatten().collect();
+            freed.iter().filter_map(|host| self.blocked.remove(&**host)).flatten().collect();
         let blocked = |key: &ObjectKey| {
             self.ingresses.get(key).is_some_and(|entry| matches!(entry.state, State::Conflict { .. }))
         };
@@ -481,81 +371,9 @@ impl<O: Objects> World<O> {
     }
 }
 
-impl Entry {
-    /// Make before break: a host that is served goes on as it is until its new backends have addresses. Leaves the rest
-    /// of the translation as it is, without the clusters that nothing needs yet, and returns those hosts.
-    fn keep_what_works(
-        &self,
-        translation: &mut Translation,
-        resolved: &HashMap<Reference, Backend>,
-        unready: &BTreeSet<ObjectKey>,
-    ) -> BTreeSet<Name> {
-        let new: BTreeSet<&str> = translation
-            .backends
-            .iter()
-            .filter(|(reference, used)| **used && unready.contains(&service_key(reference)))
-            .map(|(reference, _)| resolved[reference].cluster.name.as_str())
-            .filter(|cluster| !self.live.clusters.contains(*cluster))
-            .collect();
-        let (mut kept, mut needed) = (BTreeSet::new(), BTreeSet::new());
-        if new.is_empty() {
-            return kept;
-        }
-        for (table, host) in translation.hosts.iter().flat_map(|(table, hosts)| hosts.iter().map(|host| (*table, host)))
-        {
-            let name = host_name(table, &host.name);
-            if self.live.hosts.contains_key(&name) && host.clusters().any(|cluster| new.contains(cluster)) {
-                kept.insert(name);
-            } else {
-                needed.extend(host.clusters().map(str::to_owned));
-            }
-        }
-        translation.backends.retain(|reference, _| {
-            let cluster = &resolved[reference].cluster.name;
-            !new.contains(cluster.as_str()) || needed.contains(cluster)
-        });
-        kept
-    }
-}
-
-impl Live {
-    /// Whether a table has hosts of it.
-    fn is_in(&self, table: Table) -> bool {
-        let prefix = host_name(table, "");
-        self.hosts.range(prefix.clone()..).next().is_some_and(|(name, _)| name.starts_with(&*prefix))
-    }
-
-    fn contains(&self, name: &Name) -> bool {
-        self.hosts.contains_key(name)
-            || self.scopes.contains(name)
-            || self.clusters.contains(&**name)
-            || self.certificates.iter().any(|secret| secret.to_string() == **name)
-            || self.domains.contains(&**name)
-    }
-}
-
 impl Interest {
     fn is_empty(&self) -> bool {
         self.clusters.is_empty() && self.ingresses.is_empty()
-    }
-}
-
-fn publish_backend(change: &mut Change, backend: &Backend, old: Option<&Backend>) {
-    let cluster = &backend.cluster;
-    let name: Name = cluster.name.as_str().into();
-    let by_endpoints = cluster.location == Location::Endpoints;
-    if old.is_none_or(|old| old.cluster != *cluster) {
-        let mut resource = Resource::new(Kind::Cluster, name.clone(), Version::of(cluster), &envoy::cluster(cluster));
-        if cluster.tls.is_some() {
-            resource = resource.requires(Kind::Secret, envoy::TRUST);
-        }
-        change.set.push(if by_endpoints { resource.requires(Kind::Endpoints, name.clone()) } else { resource });
-    }
-    if by_endpoints {
-        let message = envoy::endpoints(&name, &backend.endpoints);
-        change.set.push(Resource::new(Kind::Endpoints, name, Version::of(&backend.endpoints), &message));
-    } else if old.is_some_and(|old| old.cluster.location == Location::Endpoints) {
-        change.remove.push((Kind::Endpoints, name));
     }
 }
 

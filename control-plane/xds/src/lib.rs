@@ -11,6 +11,6 @@ mod wire;
 
 pub use crate::{
     core::{Change, Event, Settled},
-    resource::{ALL, Kind, Name, Resource, Version},
+    resource::{ALL, Body, Kind, Name, Requires, Resource, Version},
     server::{Error, Node, ROUTES, SCOPES, Server, Views, Xds},
 };

@@ -2,13 +2,16 @@
 //! from an ordered hash of the model it was made from, never from the encoded bytes (protobuf maps have no order),
 //! so that two control planes, or one before and after a restart, give the same content the same version.
 
+mod body;
+
 use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
-use bytes::Bytes;
+pub use self::body::Body;
+use crate::wire;
 
 /// Part of every version: raise it when the same model is encoded differently than before.
 const ENCODING: u32 = 1;
@@ -22,7 +25,7 @@ pub enum Kind {
     Endpoints,
     Secret,
     Listener,
-    /// Which routes requests for a host take, for gateways that take routes by scope: `<table>/<host>`.
+    /// Which routes requests for a host take, for gateways that take routes by scope.
     Scope,
     /// The routes of scopes. Of the same type as a route table; its name has a slash, which theirs do not.
     ScopedRoute,
@@ -40,14 +43,17 @@ pub struct Resource {
     pub kind: Kind,
     pub name: Name,
     pub version: Version,
-    /// The encoded message, without its `Any` envelope.
-    pub body: Bytes,
+    /// The encoded message, without its `Any` envelope. That of a virtual host is a field of its table.
+    pub body: Body,
     /// What a gateway asks for once it has this (the endpoints of a cluster, the table of a listener), or must have
     /// before (the clusters of a host).
-    pub requires: Vec<(Kind, Name)>,
+    pub requires: Requires,
     /// What a gateway gets instead that takes routes by scope.
     pub scoped: Option<Arc<Resource>>,
 }
+
+/// Resources that refer to the same others may share the list.
+pub type Requires = Arc<[(Kind, Name)]>;
 
 /// In [`Resource::requires`]: everything of a kind.
 pub const ALL: &str = "*";
@@ -138,30 +144,42 @@ impl fmt::Display for Version {
 
 impl Resource {
     pub fn new(kind: Kind, name: impl Into<Name>, version: Version, message: &impl prost::Message) -> Self {
-        Resource {
-            kind,
-            name: name.into(),
-            version,
-            body: message.encode_to_vec().into(),
-            requires: Vec::new(),
-            scoped: None,
-        }
+        let body = match kind {
+            Kind::VirtualHost => wire::host(message, &[]).into(),
+            _ => message.encode_to_vec().into(),
+        };
+        Resource { kind, name: name.into(), version, body, requires: Requires::default(), scoped: None }
+    }
+
+    /// A virtual host in two parts: what is its own, and what it shares with others, encoded as a message of its own.
+    pub fn host(name: impl Into<Name>, version: Version, own: &impl prost::Message, shared: &Arc<[u8]>) -> Self {
+        let body = [wire::host(own, shared).into(), shared.clone()].into_iter().collect();
+        let (kind, requires) = (Kind::VirtualHost, Requires::default());
+        Resource { kind, name: name.into(), version, body, requires, scoped: None }
     }
 
     pub fn requires(mut self, kind: Kind, name: impl Into<Name>) -> Self {
-        self.requires.push((kind, name.into()));
+        self.requires = self.requires.iter().cloned().chain([(kind, name.into())]).collect();
         self
     }
 
     /// Of a route configuration: with these virtual hosts as well.
-    pub fn with_hosts(mut self, hosts: &[Arc<Resource>]) -> Self {
-        self.body = crate::wire::append_hosts(&self.body, hosts.iter().map(|host| &host.body));
-        for needed in hosts.iter().flat_map(|host| &host.requires) {
-            if !self.requires.contains(needed) {
-                self.requires.push(needed.clone());
+    pub fn with_hosts<'a>(mut self, hosts: impl Iterator<Item = &'a Resource> + Clone) -> Self {
+        self.body = self.body_with(hosts.clone());
+        let mut requires = self.requires.to_vec();
+        for needed in hosts.flat_map(|host| host.requires.iter()) {
+            if !requires.contains(needed) {
+                requires.push(needed.clone());
             }
         }
+        if requires.len() > self.requires.len() {
+            self.requires = requires.into();
+        }
         self
+    }
+
+    pub(crate) fn body_with<'a>(&self, hosts: impl Iterator<Item = &'a Resource>) -> Body {
+        self.body.parts().iter().chain(hosts.flat_map(|host| host.body.parts())).cloned().collect()
     }
 
     /// Another form of the same model: name and version are those of this one.

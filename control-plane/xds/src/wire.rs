@@ -1,6 +1,6 @@
 //! The few protobuf messages that are written by hand, so that encoded resources are copied once, into the stream.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use crate::{
@@ -10,14 +10,14 @@ use crate::{
 
 const ROUTE_VIRTUAL_HOSTS: u32 = 2;
 
-pub(crate) fn append_hosts<'a>(base: &Bytes, hosts: impl Iterator<Item = &'a Bytes> + Clone) -> Bytes {
-    let size: usize = hosts.clone().map(|host| field_len(ROUTE_VIRTUAL_HOSTS, host.len())).sum();
-    let mut body = BytesMut::with_capacity(base.len() + size);
-    body.put_slice(base);
-    for host in hosts {
-        put_bytes(&mut body, ROUTE_VIRTUAL_HOSTS, host);
-    }
-    body.freeze()
+/// The beginning of a virtual host as a field of its table, up to where `shared` follows. (Fields may come in any order,
+/// and a message is the concatenation of its fields.)
+pub(crate) fn host(own: &impl prost::Message, shared: &[u8]) -> Vec<u8> {
+    let len = own.encoded_len() + shared.len();
+    let mut field = Vec::with_capacity(field_len(ROUTE_VIRTUAL_HOSTS, len) - shared.len());
+    put_header(&mut field, ROUTE_VIRTUAL_HOSTS, len);
+    own.encode(&mut field).expect("a vector grows");
+    field
 }
 
 /// Writes a `DiscoveryResponse` or a `DeltaDiscoveryResponse`.
@@ -63,7 +63,8 @@ pub(crate) fn response_size(response: &Response) -> usize {
 
 fn put_any(out: &mut impl BufMut, resource: &Resource, url: &[u8]) {
     put_bytes(out, 1, url);
-    put_bytes(out, 2, &resource.body);
+    put_header(out, 2, resource.body.len());
+    resource.body.parts().iter().for_each(|part| out.put_slice(part));
 }
 
 fn any_len(resource: &Resource, url: &[u8]) -> usize {
@@ -96,10 +97,10 @@ mod tests {
     use crate::resource::{Kind, Version};
 
     fn response(protocol: Protocol) -> Response {
-        let host = VirtualHost { name: "h".into(), ..Default::default() };
-        let resource = Resource::new(Kind::VirtualHost, "t/h", Version::of(&1), &host);
+        let table = RouteConfiguration { name: "t".into(), ..Default::default() };
+        let resource = Resource::new(Kind::Route, "t", Version::of(&1), &table);
         Response {
-            kind: Kind::VirtualHost,
+            kind: Kind::Route,
             protocol,
             nonce: 7,
             version: Version::of(&2),
@@ -114,13 +115,13 @@ mod tests {
         put_response(&mut out, &response(Protocol::Delta));
         assert!(out.len() <= response_size(&response(Protocol::Delta)));
         let delta = DeltaDiscoveryResponse::decode(&*out).unwrap();
-        assert_eq!(delta.type_url, Kind::VirtualHost.type_url());
+        assert_eq!(delta.type_url, Kind::Route.type_url());
         assert_eq!((delta.nonce.as_str(), delta.removed_resources.as_slice()), ("7", &["t/gone".to_owned()][..]));
-        assert_eq!(delta.resources[0].name, "t/h");
+        assert_eq!(delta.resources[0].name, "t");
         assert_eq!(delta.resources[0].version, Version::of(&1).to_string());
         let any = delta.resources[0].resource.as_ref().unwrap();
-        assert_eq!(any.type_url, Kind::VirtualHost.type_url());
-        assert_eq!(VirtualHost::decode(&*any.value).unwrap().name, "h");
+        assert_eq!(any.type_url, Kind::Route.type_url());
+        assert_eq!(RouteConfiguration::decode(&*any.value).unwrap().name, "t");
 
         let mut out = Vec::new();
         put_response(&mut out, &response(Protocol::World));
@@ -131,9 +132,18 @@ mod tests {
 
     #[test]
     fn a_table_is_its_base_followed_by_its_hosts() {
-        let base = RouteConfiguration { name: "t".into(), ..Default::default() }.encode_to_vec().into();
-        let host: Bytes = VirtualHost { name: "h".into(), ..Default::default() }.encode_to_vec().into();
-        let table = RouteConfiguration::decode(append_hosts(&base, [&host, &host].into_iter())).unwrap();
-        assert_eq!((table.name.as_str(), table.virtual_hosts.len()), ("t", 2));
+        let base = RouteConfiguration { name: "t".into(), ..Default::default() };
+        let whole = VirtualHost { name: "h".into(), domains: vec!["d".into()], ..Default::default() };
+        let whole = Resource::new(Kind::VirtualHost, "t/h", Version::of(&1), &whole).requires(Kind::Cluster, "c");
+        let own = VirtualHost { name: "i".into(), ..Default::default() };
+        let shared = VirtualHost { domains: vec!["e".into(); 50], ..Default::default() }.encode_to_vec().into();
+        let parts = Resource::host("t/i", Version::of(&1), &own, &shared).requires(Kind::Cluster, "c");
+        let table = Resource::new(Kind::Route, "t", Version::of(&1), &base).with_hosts([&whole, &parts].into_iter());
+        assert_eq!(*table.requires, [(Kind::Cluster, "c".into())]);
+        let bytes = table.body.to_vec();
+        assert_eq!(bytes.len(), table.body.len());
+        let table = RouteConfiguration::decode(&*bytes).unwrap();
+        let hosts: Vec<_> = table.virtual_hosts.iter().map(|host| (&*host.name, host.domains.len())).collect();
+        assert_eq!((table.name.as_str(), hosts), ("t", vec![("h", 1), ("i", 50)]));
     }
 }

@@ -206,7 +206,7 @@ impl<R: Reconcile> Shell<R> {
         let mut target = original.clone();
         for attempt in 1.. {
             *target.status_mut() = from_value(status.clone()).ok();
-            match api.replace_status(&name, &PostParams::default(), &target).await {
+            match self.put_status(&name, &target).await {
                 Err(error) if error::is_conflict(&error) && attempt < STATUS_ATTEMPTS => {
                     target = api.get(&name).await?;
                     if status_of(&target).is_ok_and(|current| status::equal(&current, status)) {
@@ -217,6 +217,16 @@ impl<R: Reconcile> Shell<R> {
             }
         }
         Ok(())
+    }
+
+    /// The answer is not read: the watch brings it.
+    async fn put_status(&self, name: &str, target: &R::Kind) -> Result<(), kube::Error> {
+        let body = serde_json::to_vec(target).map_err(kube::Error::SerdeError)?;
+        let path = R::Kind::url_path(&(), target.meta().namespace.as_deref());
+        let request = kube::core::Request::new(path)
+            .replace_subresource("status", name, &PostParams::default(), body)
+            .map_err(kube::Error::BuildRequest)?;
+        self.client.request_text(request).await.map(drop)
     }
 
     /// The object with the finalizer, if it had to be added.

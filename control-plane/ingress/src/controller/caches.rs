@@ -5,10 +5,14 @@ use std::{
     sync::Arc,
 };
 
+use api::networking::v1alpha1::Ingress;
 use controller::{Cache, Context, ObjectKey};
-use k8s_openapi::api::{
-    core::v1::{ConfigMap, Secret, Service},
-    discovery::v1::EndpointSlice,
+use k8s_openapi::{
+    api::{
+        core::v1::{ConfigMap, Secret, Service, ServiceSpec},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::ResourceExt;
 use parking_lot::Mutex;
@@ -40,13 +44,14 @@ const CERTIFICATE_UID: &str = "networking.internal.knative.dev/certificate-uid";
 
 impl Caches {
     pub(super) fn start(ctx: &Context, options: &Options, config_maps: Cache<ConfigMap>) -> Self {
-        let services = Cache::<Service>::builder().transform(strip_service).start(ctx);
+        let services = Cache::<Service>::builder().transform(strip_service).packed().start(ctx);
         let slices = Cache::<EndpointSlice>::builder()
             .label_selector(SERVICE_NAME)
             .index(BY_SERVICE, |slice| service_of(slice).map(|key| key.to_string()).into_iter().collect())
             .transform(strip_slice)
+            .packed()
             .start(ctx);
-        let secrets = Cache::<Secret>::builder().transform(strip_secret);
+        let secrets = Cache::<Secret>::builder().transform(strip_secret).packed();
         let secrets = if options.labelled_secrets { secrets.label_selector(CERTIFICATE_UID) } else { secrets };
         let secrets = secrets.start(ctx);
         Caches { services, slices, secrets, named: Arc::default(), on_secret: Arc::default(), config_maps }
@@ -131,26 +136,37 @@ pub(super) fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
     Some(ObjectKey::new(slice.namespace().unwrap_or_default(), name.clone()))
 }
 
+/// The status is written over the object as it is known, so what belongs to it stays, except for a copy of all of it.
+pub(super) fn strip_ingress(ingress: &mut Ingress) {
+    ingress.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+}
+
 /// Only what [`crate::backend`] reads is kept in memory.
 fn strip_service(service: &mut Service) {
-    service.metadata.annotations = None;
+    strip_metadata(&mut service.metadata);
     service.metadata.labels = None;
-    service.metadata.owner_references = None;
     service.status = None;
+    if let Some(spec) = service.spec.take() {
+        let ServiceSpec { ports, type_, external_name, .. } = spec;
+        service.spec = Some(ServiceSpec { ports, type_, external_name, ..ServiceSpec::default() });
+    }
+}
+
+fn strip_metadata(metadata: &mut ObjectMeta) {
+    let ObjectMeta { name, namespace, labels, resource_version, .. } = std::mem::take(metadata);
+    *metadata = ObjectMeta { name, namespace, labels, resource_version, ..ObjectMeta::default() };
 }
 
 /// Other Secrets are none of our business: only that they exist is kept.
 fn strip_secret(secret: &mut Secret) {
-    secret.metadata.annotations = None;
-    secret.metadata.owner_references = None;
+    strip_metadata(&mut secret.metadata);
     if let Some(data) = &mut secret.data {
         data.retain(|name, _| matches!(name.as_str(), "tls.crt" | "tls.key" | "ca.crt"));
     }
 }
 
 fn strip_slice(slice: &mut EndpointSlice) {
-    slice.metadata.annotations = None;
-    slice.metadata.owner_references = None;
+    strip_metadata(&mut slice.metadata);
     if let Some(labels) = &mut slice.metadata.labels {
         labels.retain(|name, _| name == SERVICE_NAME);
     }

@@ -92,15 +92,14 @@ impl Views {
     }
 
     /// What there is at the start.
-    pub(super) fn prime(&self, ingresses: &[Arc<Ingress>]) {
-        let parts: Vec<Vec<Option<Part>>> = ingresses.iter().map(|ingress| self.0.fleets.parts(ingress)).collect();
+    pub(super) fn prime(&self, keys: &[ObjectKey], ingress: impl Fn(&ObjectKey) -> Option<Arc<Ingress>>) {
         for (fleet, view) in self.iter().enumerate() {
             view.world.lock().together(|world| {
-                let carried =
-                    ingresses.iter().zip(&parts).filter_map(|(ingress, parts)| Some((ingress, parts[fleet]?)));
-                for (ingress, part) in carried {
-                    // Whoever would go on because of it comes later anyway.
-                    drop(world.apply_part(ingress, part));
+                for ingress in keys.iter().filter_map(&ingress) {
+                    if let Some(part) = self.0.fleets.parts(&ingress)[fleet] {
+                        // Whoever would go on because of it comes later anyway.
+                        drop(world.apply_part(&ingress, part));
+                    }
                 }
             });
         }

@@ -1,9 +1,6 @@
 //! Route tables and their virtual hosts.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    time::Duration,
-};
+use std::time::Duration;
 
 use envoy_types::pb::{
     envoy::{
@@ -25,6 +22,7 @@ use envoy_types::pb::{
     },
     google::protobuf::UInt32Value,
 };
+use prost::Message;
 
 use super::{bool_value, duration, filters, scopes::SCOPE_HEADER, set_headers};
 use crate::model::{self, Access, Table};
@@ -37,42 +35,35 @@ pub fn table(table: Table) -> RouteConfiguration {
     RouteConfiguration { name: table.name().to_owned(), validate_clusters: bool_value(true), ..Default::default() }
 }
 
-pub fn host(host: &model::VirtualHost) -> VirtualHost {
-    VirtualHost {
-        name: host.name.clone(),
-        domains: host.domains.clone(),
+/// What a host does not share with others that route alike.
+pub fn host_domains(name: &str, domains: &[String]) -> VirtualHost {
+    VirtualHost { name: name.to_owned(), domains: domains.to_vec(), ..Default::default() }
+}
+
+/// What it shares: the rest of the message, encoded.
+pub fn host_routes(host: &model::VirtualHost) -> Vec<u8> {
+    let message = VirtualHost {
         routes: host.routes.iter().map(route).collect(),
         typed_per_filter_config: filters::access(&host.authorization),
         ..Default::default()
-    }
+    };
+    message.encode_to_vec()
 }
 
 /// Which routes requests take whose scope header is this.
-pub fn scope(key: &str, routes: &str) -> ScopedRouteConfiguration {
+pub fn scope(name: &str, key: &str, routes: &str) -> ScopedRouteConfiguration {
     ScopedRouteConfiguration {
-        name: key.to_owned(),
+        name: name.to_owned(),
         route_configuration_name: routes.to_owned(),
         key: Some(Key { fragments: vec![Fragment { r#type: Some(fragment::Type::StringKey(key.to_owned())) }] }),
         ..Default::default()
     }
 }
 
-/// The routes of some hosts. Those that route alike are one virtual host: that is what makes a change small.
-pub fn scoped_routes(name: &str, hosts: &[&model::VirtualHost]) -> RouteConfiguration {
-    let mut alike: HashMap<(&[model::Route], &Access), usize> = HashMap::new();
-    let mut merged: Vec<VirtualHost> = Vec::new();
-    for one in hosts {
-        match alike.entry((&one.routes, &one.authorization)) {
-            Entry::Occupied(known) => merged[*known.get()].domains.extend_from_slice(&one.domains),
-            Entry::Vacant(new) => {
-                new.insert(merged.len());
-                merged.push(host(one));
-            }
-        }
-    }
+/// The routes of some hosts, without these.
+pub fn scoped_routes(name: &str) -> RouteConfiguration {
     RouteConfiguration {
         name: name.to_owned(),
-        virtual_hosts: merged,
         validate_clusters: bool_value(true),
         request_headers_to_remove: vec![SCOPE_HEADER.to_owned()],
         ..Default::default()

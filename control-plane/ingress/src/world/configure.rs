@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use controller::ObjectKey;
 use xds::{Change, Kind, Resource, Version};
 
-use super::{Objects, World, host_name, scopes};
+use super::{Objects, World, scopes};
 use crate::{
     certificate, envoy,
-    model::Table,
     options::{AuthorizationProtocol, Settings},
     translate::{self, Context},
 };
@@ -87,8 +86,6 @@ impl<O: Objects> World<O> {
             ..Context::default()
         };
         let status = translate::status_host(self.context.authorization);
-        let name = host_name(Table::Internal, &status.name);
-        change.set.push(Resource::new(Kind::VirtualHost, name, Version::of(&status), &envoy::host(&status)));
         scopes::status(&status, &mut change);
         self.listeners.update(&self.options, &usable, &self.certificates, self.wild.is_empty(), &mut change);
         self.usable = usable;
@@ -96,7 +93,7 @@ impl<O: Objects> World<O> {
         if before == (self.context, self.trust.clone()) {
             return BTreeSet::new();
         }
-        self.ingresses.keys().cloned().collect()
+        self.ingresses.keys().map(|key| ObjectKey::clone(key)).collect()
     }
 
     fn asks_over_tls(&self) -> bool {

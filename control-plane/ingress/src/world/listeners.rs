@@ -106,12 +106,9 @@ impl Listeners {
     fn resource(&self, model: &envoy::Listener, routes: Routes, version: Version) -> Resource {
         let message = envoy::listener(model, routes).expect("it has an address");
         let mut resource = Resource::new(Kind::Listener, model.name.as_str(), version, &message);
-        for secret in model.chains.iter().filter_map(|chain| chain.secret.as_deref()) {
-            resource = resource.requires(Kind::Secret, secret);
-        }
-        for cluster in self.clusters.keys() {
-            resource = resource.requires(Kind::Cluster, cluster.clone());
-        }
+        let secrets = model.chains.iter().filter_map(|chain| chain.secret.as_deref());
+        let clusters = self.clusters.keys().map(|cluster| (Kind::Cluster, cluster.clone()));
+        resource.requires = secrets.map(|secret| (Kind::Secret, secret.into())).chain(clusters).collect();
         resource
     }
 

@@ -2,24 +2,26 @@
 //! that only says which. A changed route changes one resource; a scope never changes, so a host never waits for routes
 //! that its gateway has not asked for yet.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
-
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use controller::ObjectKey;
+use sha2::{Digest, Sha256};
 use xds::{Change, Kind, Name, Resource, Version};
 
+use super::{
+    hosts::{Host, Hosts},
+    small::{Set, Versions},
+};
 use crate::{
     envoy,
     model::{Table, VirtualHost},
+    translate::Translation,
 };
 
 /// What is published for an Ingress.
 #[derive(Debug, Default)]
 pub(super) struct Scopes {
-    scopes: BTreeSet<Name>,
-    routes: BTreeMap<Name, Version>,
+    scopes: Set<Name>,
+    routes: Versions,
     /// Some host is a pattern, for which there is no scope.
     pub(super) wild: bool,
 }
@@ -27,73 +29,81 @@ pub(super) struct Scopes {
 // === impl Scopes ===
 
 impl Scopes {
-    /// What differs from the old ones goes into the change. `kept` has hosts that stay as they are for now.
+    /// What differs from the old ones goes into the change.
     pub(super) fn publish(
         ingress: &ObjectKey,
-        hosts: &BTreeMap<Table, Vec<VirtualHost>>,
-        kept: impl Fn(Table, &VirtualHost) -> Option<Arc<Resource>>,
+        hosts: &Hosts<'_>,
+        cluster: impl Fn(&str) -> Name + Copy,
         old: &Scopes,
         change: &mut Change,
     ) -> Self {
-        let mut new = Scopes::default();
-        for (table, hosts) in hosts {
-            let name: Name = format!("{}/{}/{}", table.name(), ingress.namespace, ingress.name).into();
-            let mut stay = Vec::new();
-            let fresh: Vec<&VirtualHost> =
-                hosts.iter().filter(|host| kept(*table, host).map(|kept| stay.push(kept)).is_none()).collect();
-            let stays: Vec<(&Name, Version)> = stay.iter().map(|host| (&host.name, host.version)).collect();
-            let version = Version::of(&(&fresh, stays));
-            if old.routes.get(&name) != Some(&version) {
-                change.set.push(routes(&name, version, &fresh).with_hosts(&stay));
+        let (mut scopes, mut routes, mut wild) = (Vec::new(), Vec::new(), false);
+        for (table, own) in &hosts.tables {
+            let name = format!("{}/{}/{}", table.name(), ingress.namespace, ingress.name);
+            let known = old.routes.get(&name);
+            let name: Name = known.map_or_else(|| name.into(), |(name, _)| name.clone());
+            let versions: Vec<(&Name, Version)> = own.iter().map(|host| (&host.name, host.version)).collect();
+            let version = Version::of(&versions);
+            if known.is_none_or(|(_, known)| *known != version) {
+                change.set.push(hosts.scoped(base(&name, version), own, cluster));
             }
-            for host in hosts.iter().filter_map(|host| host.domains.first()) {
+            for host in own.iter().filter_map(|Host { model, .. }| model.domains.first()) {
                 if host.contains('*') {
-                    new.wild = true;
+                    wild = true;
                     continue;
                 }
                 let key = key(*table, host);
-                if !old.scopes.contains(&key) {
-                    change.set.push(scope(&key, &name));
+                let scope = scope_name(&key);
+                match old.scopes.get(&*scope) {
+                    Some(known) => scopes.push(known.clone()),
+                    None => {
+                        change.set.push(resource(&scope, &key, &name));
+                        scopes.push(scope);
+                    }
                 }
-                new.scopes.insert(key);
             }
-            new.routes.insert(name, version);
+            routes.push((name, version));
         }
-        let scopes = old.scopes.difference(&new.scopes).map(|name| (Kind::Scope, name.clone()));
-        let routes = old.routes.keys().filter(|name| !new.routes.contains_key(*name));
-        change.remove.extend(scopes.chain(routes.map(|name| (Kind::ScopedRoute, name.clone()))));
+        let new = Scopes { scopes: scopes.into_iter().collect(), routes: routes.into_iter().collect(), wild };
+        let gone = old.scopes.iter().filter(|name| !new.scopes.contains(*name)).map(|name| (Kind::Scope, name.clone()));
+        let routes = old.routes.names().filter(|name| !new.routes.contains(name));
+        change.remove.extend(gone.chain(routes.map(|name| (Kind::ScopedRoute, name.clone()))));
         new
     }
 
-    pub(super) fn routes(&self) -> impl Iterator<Item = &Name> {
-        self.routes.keys()
-    }
-
     pub(super) fn contains(&self, name: &Name) -> bool {
-        self.routes.contains_key(name) || self.scopes.contains(name)
+        self.routes.contains(name) || self.scopes.contains(name)
     }
 }
 
 /// The host that tells the gateway's readiness.
 pub(super) fn status(host: &VirtualHost, change: &mut Change) {
     let name: Name = format!("{}/-/{}", Table::Internal.name(), host.name).into();
-    change.set.push(scope(&key(Table::Internal, &host.name), &name));
-    change.set.push(routes(&name, Version::of(host), &[host]));
+    let key = key(Table::Internal, &host.name);
+    change.set.push(resource(&scope_name(&key), &key, &name));
+    let translation = Translation { hosts: [(Table::Internal, vec![host.clone()])].into(), ..Translation::default() };
+    let hosts = Hosts::new(&translation, |_| None, |_| None);
+    let own = &hosts.tables[0].1;
+    change.set.push(hosts.resource(&own[0], |name| name.into()));
+    change.set.push(hosts.scoped(base(&name, own[0].version), own, |name| name.into()));
 }
 
-fn key(table: Table, host: &str) -> Name {
-    format!("{}/{}", table.name(), host.to_lowercase()).into()
+fn key(table: Table, host: &str) -> String {
+    format!("{}/{}", table.name(), host.to_lowercase())
 }
 
-fn scope(key: &Name, routes: &Name) -> Resource {
-    let message = envoy::scope(key, routes);
-    Resource::new(Kind::Scope, key.clone(), Version::of(&(key, routes)), &message)
+/// As long as a string may be that Envoy need not allocate: it copies the names of all scopes whenever one comes or goes.
+fn scope_name(key: &str) -> Name {
+    URL_SAFE_NO_PAD.encode(&Sha256::digest(key)[..16]).into()
+}
+
+fn resource(name: &Name, key: &str, routes: &Name) -> Resource {
+    let message = envoy::scope(name, key, routes);
+    Resource::new(Kind::Scope, name.clone(), Version::of(&(key, routes)), &message)
         .requires(Kind::ScopedRoute, routes.clone())
 }
 
-fn routes(name: &Name, version: Version, hosts: &[&VirtualHost]) -> Resource {
-    let mut resource = Resource::new(Kind::ScopedRoute, name.clone(), version, &envoy::scoped_routes(name, hosts));
-    let clusters: BTreeSet<&str> = hosts.iter().flat_map(|host| host.clusters()).collect();
-    resource.requires = clusters.into_iter().map(|cluster| (Kind::Cluster, cluster.into())).collect();
-    resource
+/// Routes without hosts.
+fn base(name: &Name, version: Version) -> Resource {
+    Resource::new(Kind::ScopedRoute, name.clone(), version, &envoy::scoped_routes(name))
 }

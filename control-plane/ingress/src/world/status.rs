@@ -109,17 +109,19 @@ impl<O: Objects> World<O> {
         };
         if let Some(table) = listeners::table(*kind, name) {
             let served = self.ingresses.iter().filter(|(_, entry)| entry.live.is_in(table));
-            return served.map(|(key, _)| key.clone()).collect();
+            return served.map(|(key, _)| ObjectKey::clone(key)).collect();
         }
-        let mut owners: BTreeSet<ObjectKey> = self.hosts.get(name).into_iter().cloned().collect();
-        if let Some(used) = self.clusters.get(&**name) {
-            owners.extend(used.users.iter().cloned());
+        let owner =
+            owner(name).filter(|owner| self.ingresses.get(owner).is_some_and(|entry| entry.live.contains(name)));
+        let mut owners: BTreeSet<ObjectKey> = owner.into_iter().collect();
+        if let Some(used) = self.clusters.get(name) {
+            owners.extend(used.users.iter().map(|user| ObjectKey::clone(user)));
         }
         if let (Event::Rejected { kind: Kind::Secret, .. } | Event::Recovered { kind: Kind::Secret, .. }, false) =
             (event, [envoy::TRUST, envoy::AUTHORIZER_TRUST].contains(&&**name))
         {
             owners.extend(self.certificates.users_of(name));
-            owners.extend(self.domains.get(&**name).cloned());
+            owners.extend(self.domains.get(name).map(|owner| ObjectKey::clone(owner)));
         }
         for owner in &owners {
             let Some(entry) = self.ingresses.get_mut(owner) else { continue };
@@ -134,4 +136,13 @@ impl<O: Objects> World<O> {
         }
         owners
     }
+}
+
+/// The Ingress in the name of a host (`<table>/(<namespace>/<name>).Domain[...]`) or of its routes for gateways that take
+/// them by scope (`<table>/<namespace>/<name>`).
+fn owner(name: &str) -> Option<ObjectKey> {
+    let (_, rest) = name.split_once('/')?;
+    let key = rest.strip_prefix('(').map_or(Some(rest), |rest| rest.split_once(')').map(|(key, _)| key))?;
+    let (namespace, name) = key.split_once('/')?;
+    Some(ObjectKey::new(namespace, name))
 }

@@ -129,8 +129,7 @@ impl Cache {
         std::mem::take(&mut self.released)
     }
 
-    /// A whole table in one resource: the table's own fields followed by its hosts, concatenated (which is how
-    /// protobuf appends to a repeated field).
+    /// A whole table in one resource: the table's own fields followed by its hosts.
     pub(super) fn assemble(&mut self, base: &Arc<Resource>, hosts: &[Arc<Resource>]) -> Arc<Resource> {
         let version = table_version(base, hosts.iter());
         if let Some(table) = self.assembled.get(&base.name)
@@ -138,15 +137,8 @@ impl Cache {
         {
             return table.clone();
         }
-        let body = crate::wire::append_hosts(&base.body, hosts.iter().map(|host| &host.body));
-        let table = Arc::new(Resource {
-            kind: Kind::Route,
-            name: base.name.clone(),
-            version,
-            body,
-            requires: base.requires.clone(),
-            scoped: None,
-        });
+        let body = base.body_with(hosts.iter().map(|host| &**host));
+        let table = Arc::new(Resource { version, body, ..Resource::clone(base) });
         self.assembled.insert(base.name.clone(), table.clone());
         table
     }

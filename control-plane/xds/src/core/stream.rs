@@ -50,6 +50,11 @@ pub(super) struct Stream {
 const REMOVAL_ORDER: [Kind; 6] =
     [Kind::Scope, Kind::Route, Kind::Listener, Kind::Secret, Kind::Cluster, Kind::Endpoints];
 
+/// What one response may have, where the protocol allows several: nobody waits long behind the first configuration of a
+/// gateway, and no buffer grows with the number of resources. Few in tests, so that all of it happens there.
+const BATCH: usize = if cfg!(test) { 2 } else { 2000 };
+const BATCH_BYTES: usize = 2 << 20;
+
 /// What requests see: its removal counts.
 const VISIBLE: [Kind; 3] = [Kind::Listener, Kind::Scope, Kind::Route];
 
@@ -102,7 +107,7 @@ impl Stream {
     /// Of a scope: the first change of its routes that the client was not told. It ends when the scope is gone.
     fn untold_routes(&self, kind: Kind, name: &str) -> u64 {
         let held = self.subs[Kind::Scope as usize].held.get(name).filter(|_| kind == Kind::Scope);
-        let requires = held.and_then(|held| held.resource.as_ref()).into_iter().flat_map(|scope| &scope.requires);
+        let requires = held.and_then(|held| held.resource.as_ref()).into_iter().flat_map(|scope| scope.requires.iter());
         let routes = &self.subs[Kind::ScopedRoute as usize];
         requires.filter_map(|(_, name)| Some(routes.dirty.get(name)?.first)).min().unwrap_or(u64::MAX)
     }
@@ -210,19 +215,26 @@ impl Stream {
             let allowed = |name: &Name| part.as_ref().is_none_or(|part| part.contains(name));
             let due = |name: &Name, mark: &Mark| mark.last < barrier && self.clusters_in_place(kind, name, cache);
             let dirty = || self.subs[kind as usize].dirty.iter().filter(|(name, _)| allowed(name));
-            let names: Vec<Name> =
-                dirty().filter(|(name, mark)| due(name, mark)).map(|(name, _)| name.clone()).collect();
+            let due = dirty().filter(|(name, mark)| due(name, mark)).map(|(name, _)| name.clone());
+            let limit = if self.is_batched(kind) { BATCH } else { usize::MAX };
+            let names: Vec<Name> = due.take(limit).collect();
+            let more = names.len() == limit;
             let postponed = part.is_some() && dirty().count() > names.len();
             let sub = &mut self.subs[kind as usize];
             let mut offers = Vec::new();
             let mut already_held = Vec::new();
+            let mut size = 0;
             for name in names {
+                if limit == BATCH && size > BATCH_BYTES {
+                    break;
+                }
                 let mark = sub.dirty.remove(&name).expect("listed above");
                 match sub.target(kind, &name, cache) {
                     Target::Offer(resource)
                         if mark.force || sub.owed.contains(&name) || !sub.holds(&name, resource.version) =>
                     {
                         sub.owed.remove(&name);
+                        size += resource.body.len();
                         offers.push(Item { name, offer: Some(resource), first: mark.first, last: mark.last });
                     }
                     Target::Offer(resource) => already_held.push((resource, mark.first)),
@@ -238,7 +250,7 @@ impl Stream {
                 let gone: Vec<Name> = sub
                     .gone
                     .iter()
-                    .filter(|(name, gone)| table_of(name).is_some() && gone.last < barrier)
+                    .filter(|(name, gone)| (kind == Kind::Scope || table_of(name).is_some()) && gone.last < barrier)
                     .map(|(name, _)| name.clone())
                     .collect();
                 for name in gone {
@@ -247,6 +259,8 @@ impl Stream {
                 }
             }
             match part {
+                // The client has all of these.
+                _ if more && items.is_empty() => part.into_iter().for_each(|part| sub.parts.push_front(part)),
                 Some(part) if postponed && items.is_empty() => {
                     sub.parts.push_front(part);
                     return items;
@@ -255,6 +269,11 @@ impl Stream {
                 _ => return items,
             }
         }
+    }
+
+    /// A table, and all of a kind in the state of the world, travel in one piece.
+    fn is_batched(&self, kind: Kind) -> bool {
+        kind != Kind::Route && !(self.protocol == Protocol::World && kind.is_whole())
     }
 
     /// What may have become older than its clusters while it waited to be asked for, or was refused for want of one,
@@ -483,7 +502,7 @@ impl Stream {
     /// or by offering halves again.
     fn refuse(&mut self, kind: Kind, flight: Flight, message: &str, cache: &mut Cache, events: &mut Vec<Event>) {
         for item in &flight.items {
-            for needed in item.offer.iter().flat_map(|offer| &offer.requires) {
+            for needed in item.offer.iter().flat_map(|offer| offer.requires.iter()) {
                 if !self.requires(kind, &item.name, needed) {
                     self.subs[needed.0 as usize].expected.remove(&needed.1);
                 }

@@ -53,7 +53,7 @@ fn content(names: usize, version: u64) -> Change {
         name: format!("c{n}").into(),
         version: Version::of(&version),
         body: vec![0; 64 * 1024].into(),
-        requires: Vec::new(),
+        requires: Default::default(),
         scoped: None,
     };
     Change { set: (0..names).map(resource).collect(), remove: Vec::new() }

@@ -166,7 +166,8 @@ impl Stream {
             if let Some(known) = &known {
                 self.expect_children(known, 0, cache);
             }
-            self.subs[kind as usize].held.insert(name.as_str().into(), Held { version, resource: known });
+            let name = known.as_ref().map_or_else(|| name.as_str().into(), |known| known.name.clone());
+            self.subs[kind as usize].held.insert(name, Held { version, resource: known });
         }
     }
 
@@ -185,7 +186,7 @@ impl Stream {
     fn subscribe(&mut self, kind: Kind, name: &str, first: bool, at: u64, cache: &Cache) {
         let revision = cache.revision();
         let sub = &mut self.subs[kind as usize];
-        let name: Name = name.into();
+        let name: Name = cache.get(kind, name).map_or_else(|| name.into(), |entry| entry.current().name.clone());
         sub.names.insert(name.clone());
         let expected = sub.expected.remove(&name);
         if cache.get(kind, &name).is_some() {

@@ -251,14 +251,18 @@ impl Client {
 
     fn hosts_of(resource: &Resource) -> Vec<VirtualHost> {
         match resource.kind {
-            Kind::Route | Kind::ScopedRoute => RouteConfiguration::decode(&*resource.body).unwrap().virtual_hosts,
+            Kind::Route | Kind::ScopedRoute => {
+                RouteConfiguration::decode(&*resource.body.to_vec()).unwrap().virtual_hosts
+            }
             _ => Vec::new(),
         }
     }
 
     fn fault(&self, response: &Response) -> Option<String> {
         for resource in &response.resources {
-            if resource.kind == Kind::Cluster && Cluster::decode(&*resource.body).unwrap().alt_stat_name == "poison" {
+            if resource.kind == Kind::Cluster
+                && Cluster::decode(&*resource.body.to_vec()).unwrap().alt_stat_name == "poison"
+            {
                 return Some(resource.name.to_string());
             }
             for host in Self::hosts_of(resource) {
@@ -299,7 +303,7 @@ impl Client {
             Kind::Listener => {
                 let mut new = Vec::new();
                 for resource in &response.resources {
-                    let table = Listener::decode(&*resource.body).unwrap().stat_prefix;
+                    let table = Listener::decode(&*resource.body.to_vec()).unwrap().stat_prefix;
                     if self.listeners.insert(resource.name.to_string(), table.clone()).is_none() {
                         new.push(table);
                     }
@@ -312,7 +316,7 @@ impl Client {
             }
             Kind::Route => {
                 for resource in &response.resources {
-                    let message = RouteConfiguration::decode(&*resource.body).unwrap();
+                    let message = RouteConfiguration::decode(&*resource.body.to_vec()).unwrap();
                     let hosts = message.virtual_hosts.into_iter().map(|host| (host.name, host.domains)).collect();
                     self.tables.insert(message.name, hosts);
                 }
@@ -348,7 +352,7 @@ impl Client {
             self.scopes.remove(&**name);
         }
         for resource in &response.resources {
-            let scope = ScopedRouteConfiguration::decode(&*resource.body).unwrap();
+            let scope = ScopedRouteConfiguration::decode(&*resource.body.to_vec()).unwrap();
             self.scopes.insert(scope.name, scope.route_configuration_name);
         }
         let used: BTreeSet<&String> = self.scopes.values().collect();
@@ -372,7 +376,7 @@ impl Client {
     fn take_clusters(&mut self, response: &Response, gone: Vec<String>) {
         let mut new = Vec::new();
         for resource in &response.resources {
-            let message = Cluster::decode(&*resource.body).unwrap();
+            let message = Cluster::decode(&*resource.body.to_vec()).unwrap();
             let old = self.clusters.insert(message.name.clone(), message.alt_stat_name.clone());
             if old.as_ref() != Some(&message.alt_stat_name) {
                 self.warming.insert(message.name.clone());
