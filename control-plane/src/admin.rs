@@ -1,36 +1,91 @@
-//! Metrics of the process and, for roles whose pods Kubernetes asks over HTTP, health.
+//! Metrics and profiles of the process and, for roles whose pods Kubernetes asks over HTTP, health.
 //!
 //! As upstream, there is a port for metrics only when `config-observability` says `metrics-protocol: prometheus`.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    time::SystemTime,
+};
 
 use anyhow::{Context as _, Result};
 use api::config::{Level, Logging, Observability};
 use controller::{Config, Context, Tasks};
+use http::{Request, StatusCode};
+use net::Incoming;
 use observe::{AdminHandle, LogLevel, Registry};
+
+/// What `config-observability` says; nothing without it.
+pub(crate) async fn observability(
+    ctx: &Context,
+    get: impl Fn(&str) -> Option<String>,
+) -> Option<Config<Observability>> {
+    let name = get("CONFIG_OBSERVABILITY_NAME").unwrap_or_else(|| api::config::names::OBSERVABILITY.to_owned());
+    // Once per process.
+    let name: &'static str = Box::leak(name.into_boxed_str());
+    match Config::watch(ctx, name, Observability::parse).await {
+        Ok(config) => Some(config),
+        Err(error) => {
+            tracing::info!("{error}; no metrics are served");
+            None
+        }
+    }
+}
+
+/// Serves profiles as long as `runtime-profiling` says so, on port 8008 or `PROFILING_PORT`. The port is taken when it says
+/// so for the first time.
+///
+/// # Errors
+/// If `PROFILING_PORT` is no port.
+pub(crate) fn profile(
+    ctx: &Context,
+    config: &Config<Observability>,
+    get: impl Fn(&str) -> Option<String>,
+) -> Result<()> {
+    let port = match get("PROFILING_PORT").filter(|text| !text.is_empty()) {
+        Some(text) => text.parse().with_context(|| format!("PROFILING_PORT is {text:?}, which is no port"))?,
+        None => telemetry::profiling::PORT,
+    };
+    let (tasks, followed, started) = (ctx.tasks.clone(), config.clone(), AtomicBool::new(false));
+    let start = move || {
+        if followed.load().runtime_profiling && !started.swap(true, Ordering::Relaxed) {
+            tasks.spawn("profiling", profiles(([0, 0, 0, 0], port).into(), followed.clone()));
+        }
+    };
+    start();
+    config.on_change(start);
+    Ok(())
+}
+
+async fn profiles(address: SocketAddr, config: Config<Observability>) {
+    let listener = match net::listen(address).await {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!("no profiles are served: {error}"),
+    };
+    let answer = move |request: Request<Incoming>, _| {
+        let on = config.load().runtime_profiling;
+        async move {
+            match on {
+                true => telemetry::profiling::answer::<()>(request).await,
+                false => net::http_error(StatusCode::NOT_FOUND, "404 page not found"),
+            }
+        }
+    };
+    net::serve(listener, net::Connections::new(), answer).await;
+}
 
 /// Where metrics are served, if anywhere.
 ///
 /// # Errors
 /// If `METRICS_PROMETHEUS_HOST`, `METRICS_PROMETHEUS_PORT` or `metrics-endpoint` are no address.
-pub(crate) async fn metrics_address(ctx: &Context, get: impl Fn(&str) -> Option<String>) -> Result<Option<SocketAddr>> {
-    let name = get("CONFIG_OBSERVABILITY_NAME").unwrap_or_else(|| api::config::names::OBSERVABILITY.to_owned());
-    // Once per process.
-    let name: &'static str = Box::leak(name.into_boxed_str());
-    let config = match Config::watch(ctx, name, Observability::parse).await {
-        Ok(config) => config.load(),
-        Err(error) => {
-            tracing::info!("{error}; no metrics are served");
-            return Ok(None);
-        }
-    };
-    address(&config, get)
+pub(crate) fn metrics_address(
+    config: &Config<Observability>,
+    get: impl Fn(&str) -> Option<String>,
+) -> Result<Option<SocketAddr>> {
+    address(&config.load(), get)
 }
 
 fn address(config: &Observability, get: impl Fn(&str) -> Option<String>) -> Result<Option<SocketAddr>> {
-    if config.runtime_profiling {
-        tracing::warn!("runtime-profiling is enabled, but there are no Go profiles of this process; use perf");
-    }
     if config.metrics.protocol != "prometheus" {
         return Ok(None);
     }

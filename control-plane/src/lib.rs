@@ -120,10 +120,13 @@ pub async fn run(options: Options, level: LogLevel) -> Result<()> {
     let registry = Registry::new();
     admin::describe_process(&registry);
     admin::describe_queues(&registry, &ctx);
-    let _metrics = match admin::metrics_address(&ctx, environment).await? {
-        Some(address) => Some(admin::serve(address, &registry, &tasks).await?),
-        None => None,
-    };
+    let mut _metrics = None;
+    if let Some(config) = admin::observability(&ctx, environment).await {
+        if let Some(address) = admin::metrics_address(&config, environment)? {
+            _metrics = Some(admin::serve(address, &registry, &tasks).await?);
+        }
+        admin::profile(&ctx, &config, environment)?;
+    }
     let roles: BTreeSet<Role> = options.roles.iter().copied().collect();
     if let Some(first) = roles.first() {
         admin::follow_level(&ctx, environment, first.component(), level).await;

@@ -291,14 +291,15 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     };
     let cluster = Cluster::start().await;
     let here = loopback();
-    let [xds, metrics, admin] = free();
+    let [xds, metrics, admin, profiles] = free();
     cluster.config_map("config-kourier", json!({"listen-ip-addresses": here.to_string()}));
     cluster.config_map("config-network", json!({}));
     let times = json!({"lease-duration": "3s", "renew-deadline": "2s", "retry-period": "1s"});
     cluster.config_map("config-leader-election", times);
     let endpoint = json!({"metrics-protocol": "prometheus", "metrics-endpoint": metrics.to_string()});
-    cluster.config_map("config-observability", endpoint);
+    cluster.config_map("config-observability", endpoint.clone());
     cluster.config_map("config-logging", json!({}));
+    let profiling_port = profiles.port().to_string();
     let app = backend().await;
     cluster.service("default", "app", app);
     // As upstream's manifest starts it, from a kubeconfig: a flag with one dash, flags of Go's logger, its environment.
@@ -314,6 +315,7 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
         ("KUBE_API_QPS", "200"),
         ("KUBE_API_BURST", "200"),
         ("KUBERNETES_MIN_VERSION", "v1.30.0"),
+        ("PROFILING_PORT", &profiling_port),
     ];
     let mut role = cluster.program(&arguments, &environment, "role.log");
     role.until("the xDS port", async || tokio::net::TcpStream::connect(xds).await.is_ok()).await;
@@ -348,6 +350,17 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     }
     assert!(text.contains("kn_workqueue_adds_total{name=\"ingress-controller\"}"), "{text}");
     assert!(text.contains("process_resident_memory_bytes"), "{text}");
+
+    // Profiles are served when somebody wants them.
+    assert!(tokio::net::TcpStream::connect(profiles).await.is_err());
+    let mut profiled = endpoint;
+    profiled["runtime-profiling"] = json!("enabled");
+    cluster.config_map("config-observability", profiled);
+    role.until("profiles", async || {
+        let answer = get(profiles, "profiles", "/debug/pprof/cmdline").await;
+        answer.is_some_and(|(status, text)| status == 200 && text.contains("control-plane"))
+    })
+    .await;
 
     // What is logged follows config-logging.
     assert!(!role.log().contains("\"level\":\"DEBUG\""), "{}", role.log());

@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("wire", &["net"]),
     ("queue-proxy", &["net", "observe", "proto", "telemetry", "wire"]),
     ("activator", &["api", "controller", "net", "observe", "proto", "telemetry", "wire"]),
-    ("control-plane", &["api", "autoscaler", "controller", "ingress", "observe", "serving", "xds"]),
+    ("control-plane", &["api", "autoscaler", "controller", "ingress", "net", "observe", "serving", "telemetry", "xds"]),
     ("apiserver", &["store"]),
     ("cluster", &["api", "controller"]),
     ("pods", &["controller"]),
