@@ -40,7 +40,7 @@ use crate::{
     certificate::{self, Pair},
     envoy,
     fleets::Part,
-    model::Table,
+    model::{Location, Table},
     options::{Options, Settings},
     translate::{self, Context, ServerNames, Translation},
 };
