@@ -331,7 +331,8 @@ impl<'a> Progress<'a> {
     /// A pod answered, or did not.
     pub(crate) fn sent(&self, pod: &Pod, method: &str, version: Version, bytes: u64, status: Option<StatusCode>) {
         let (pod, tls, duration) = (pod.pool().address(), pod.is_encrypted(), self.sent.elapsed());
-        self.metrics.sent(&Exchange { method, version, pod, tls, status, bytes, duration });
+        let revision = self.revision;
+        self.metrics.sent(&Exchange { revision, method, version, pod, tls, status, bytes, duration });
     }
 
     /// `queue;dur=0.1, proxy;dur=2.5`, in milliseconds, at the moment the response starts. A wait for a revision that

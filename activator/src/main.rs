@@ -85,11 +85,18 @@ async fn main() -> anyhow::Result<()> {
     };
     let observability = observability(&ctx, &env).await;
     let metrics = observability.load().metrics.clone();
-    if options.metrics.is_none() && metrics.protocol == "prometheus" {
-        let host = env.get("METRICS_PROMETHEUS_HOST").map_or("0.0.0.0", String::as_str);
-        let text = if metrics.endpoint.is_empty() { format!("{host}:9090") } else { metrics.endpoint.clone() };
+    let asked = options.metrics.take();
+    if metrics.protocol == "prometheus" {
         // `:9090` is how Go says any address.
-        let text = text.strip_prefix(':').map_or(text.clone(), |port| format!("0.0.0.0:{port}"));
+        let (host, port) = metrics.endpoint.rsplit_once(':').unwrap_or((&metrics.endpoint, ""));
+        let host = env.get("METRICS_PROMETHEUS_HOST").map_or(host, String::as_str);
+        let port = asked.map_or_else(|| port.to_owned(), |asked| asked.port().to_string());
+        let host = match host {
+            "" => "0.0.0.0",
+            "localhost" => "127.0.0.1",
+            host => host,
+        };
+        let text = format!("{host}:{}", if port.is_empty() { "9090" } else { &port });
         options.metrics = Some(text.parse().with_context(|| format!("metrics-endpoint {text} is not an address"))?);
     }
 

@@ -4,6 +4,8 @@
 //! and on series that their thread has found before (see `cache`).
 
 mod cache;
+mod otlp;
+mod serve;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,6 +13,7 @@ use http::{Method, StatusCode, Version};
 use observe::{Histogram, LATENCY_SECONDS, Registry};
 
 use self::cache::Cache;
+pub(crate) use self::{otlp::Export, serve::serve};
 use crate::{revisions::Revision, sink::Status, stats::Reporter};
 
 const CONCURRENCY: &str = "kn_revision_request_concurrency";
@@ -66,6 +69,7 @@ struct Served {
 /// What the labels of a request to a pod say.
 #[derive(PartialEq, Eq, Hash)]
 struct Sent {
+    revision: u64,
     pod: SocketAddr,
     method: &'static str,
     version: Version,
@@ -90,6 +94,7 @@ pub(crate) struct Outcome {
 
 /// A request on its way to a pod, as its metrics see it.
 pub(crate) struct Exchange<'a> {
+    pub(crate) revision: &'a Revision,
     pub(crate) method: &'a str,
     pub(crate) version: Version,
     pub(crate) pod: SocketAddr,
@@ -111,7 +116,9 @@ impl Metrics {
     /// Metrics that so many workers move.
     pub(crate) fn new(exported: bool, workers: usize) -> Self {
         let series = Found { served: Cache::new(workers), sent: Cache::new(workers) };
-        Self { registry: Registry::default(), exported, series: Arc::new(series) }
+        let registry = Registry::default();
+        registry.describe_process();
+        Self { registry, exported, series: Arc::new(series) }
     }
 
     /// Whether requests are to be noted one by one.
@@ -163,8 +170,8 @@ impl Metrics {
 
     /// A pod answered a request, or did not.
     pub(crate) fn sent(&self, exchange: &Exchange<'_>) {
-        let Exchange { pod, version, status, tls, .. } = *exchange;
-        let key = Sent { pod, method: known(exchange.method), version, status, tls };
+        let Exchange { revision, pod, version, status, tls, .. } = *exchange;
+        let key = Sent { revision: revision.id, pod, method: known(exchange.method), version, status, tls };
         self.series.sent.with(
             key,
             || self.find_sent(exchange),
@@ -178,12 +185,13 @@ impl Metrics {
     fn find_sent(&self, exchange: &Exchange<'_>) -> [Histogram; 2] {
         let port = exchange.pod.port().to_string();
         let address = exchange.pod.ip().to_string();
-        let mut labels = Vec::with_capacity(10);
+        let mut labels = Vec::with_capacity(14);
         if exchange.status.is_none() {
             labels.push(("error_type", "*errors.errorString"));
         }
         labels.push(("http_request_method", known(exchange.method)));
         labels.extend(exchange.status.as_ref().map(|status| ("http_response_status_code", status.as_str())));
+        labels.extend(all_labels(exchange.revision));
         labels.extend([("network_protocol_name", "http"), ("network_protocol_version", protocol(exchange.version))]);
         labels.extend(HTTP);
         labels.extend([("server_address", &*address), ("server_port", &*port)]);

@@ -1,13 +1,13 @@
 //! What an activator needs to know, with upstream's environment as one way to say it.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use api::config::Observability;
 use controller::Config;
 use telemetry::{
     Lines,
     otlp::Otel,
-    tls::{TlsSettings, Which},
+    tls::{ClientAuth, Paths, TlsSettings, Which},
 };
 
 pub use crate::{
@@ -47,6 +47,8 @@ pub struct Options {
     pub profiling: Option<SocketAddr>,
     /// Where `/metrics` is served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// How `/metrics` is encrypted, if it is.
+    pub metrics_tls: Option<MetricsTls>,
     /// Answer with a `Server-Timing` header: how long a request waited, and how long its pod took.
     pub server_timing: bool,
     /// Where reports go: `ws://host:port`.
@@ -70,6 +72,9 @@ pub struct Options {
     /// How long requests in flight may take after that.
     pub drain_limit: Duration,
 }
+
+/// Certificate and key of `/metrics`, what is offered, and whose certificates clients have to show.
+pub type MetricsTls = (Paths, TlsSettings, Option<ClientAuth>);
 
 const MAX_IDLE: Bound = Bound { each: 100, total: 1000 };
 
@@ -116,6 +121,7 @@ impl Default for Options {
             otel: Otel::default(),
             profiling: None,
             metrics: None,
+            metrics_tls: None,
             server_timing: false,
             autoscaler_url: "ws://autoscaler.knative-serving.svc.cluster.local:8080".to_owned(),
             service_name: "activator".to_owned(),
@@ -143,6 +149,7 @@ impl Options {
         duration(env, "PROBE_FREQUENCY")?;
         Ok(Self {
             metrics: port(env, "METRICS_PROMETHEUS_PORT")?.map(|port| ([0, 0, 0, 0], port).into()),
+            metrics_tls: metrics_tls(env)?,
             profiling: Some(([0, 0, 0, 0], port(env, "PROFILING_PORT")?.unwrap_or(8008)).into()),
             server_timing: env.get("SERVER_TIMING").is_some_and(|text| text == "true"),
             autoscaler_url: format!("ws://autoscaler.{system_namespace}.svc.{cluster_domain}:8080"),
@@ -162,7 +169,7 @@ impl Options {
                     .collect(),
             ),
             load_balancing: load_balancing(env)?,
-            tls: tls(env)?,
+            tls: tls(env, ACTIVATOR_TLS)?,
             lame_duck: Duration::from_secs(45),
             drain_limit: Duration::from_secs(540),
             ..Self::default()
@@ -204,14 +211,48 @@ fn load_balancing(env: &BTreeMap<String, String>) -> Result<LoadBalancing, Parse
     Ok(LoadBalancing::Always(policy))
 }
 
-fn tls(env: &BTreeMap<String, String>) -> Result<TlsSettings, ParseError> {
-    const NAMES: [&str; 4] = [
-        "ACTIVATOR_TLS_MIN_VERSION",
-        "ACTIVATOR_TLS_MAX_VERSION",
-        "ACTIVATOR_TLS_CIPHER_SUITES",
-        "ACTIVATOR_TLS_CURVE_PREFERENCES",
-    ];
-    let values = NAMES.map(|name| env.get(name).map_or("", String::as_str));
+/// The four variables of a prefix, in the order of `TlsSettings::parse`.
+type TlsNames = [&'static str; 4];
+
+const ACTIVATOR_TLS: TlsNames = [
+    "ACTIVATOR_TLS_MIN_VERSION",
+    "ACTIVATOR_TLS_MAX_VERSION",
+    "ACTIVATOR_TLS_CIPHER_SUITES",
+    "ACTIVATOR_TLS_CURVE_PREFERENCES",
+];
+const METRICS_TLS: TlsNames = [
+    "METRICS_PROMETHEUS_TLS_MIN_VERSION",
+    "METRICS_PROMETHEUS_TLS_MAX_VERSION",
+    "METRICS_PROMETHEUS_TLS_CIPHER_SUITES",
+    "METRICS_PROMETHEUS_TLS_CURVE_PREFERENCES",
+];
+
+/// Certificate and key of `/metrics`, and who has to show one.
+fn metrics_tls(env: &BTreeMap<String, String>) -> Result<Option<MetricsTls>, ParseError> {
+    const CERTIFICATE: &str = "METRICS_PROMETHEUS_TLS_CERT";
+    const KEY: &str = "METRICS_PROMETHEUS_TLS_KEY";
+    const AUTH: &str = "METRICS_PROMETHEUS_TLS_CLIENT_AUTH";
+    const AUTHORITIES: &str = "METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE";
+    let path = |name| env.get(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let files = match (path(CERTIFICATE), path(KEY)) {
+        (Some(certificate), Some(key)) => Paths { certificate, key },
+        (None, None) => return Ok(None),
+        (Some(_), None) => return Err(ParseError::Missing(KEY)),
+        (None, Some(_)) => return Err(ParseError::Missing(CERTIFICATE)),
+    };
+    let auth = match env.get(AUTH).map_or("", String::as_str) {
+        "" | "none" => None,
+        asked @ ("optional" | "require") => {
+            let authorities = path(AUTHORITIES).ok_or(ParseError::Missing(AUTHORITIES))?;
+            Some(ClientAuth { authorities, required: asked == "require" })
+        }
+        other => return Err(ParseError::Choice(AUTH, other.to_owned(), "none, optional or require")),
+    };
+    Ok(Some((files, tls(env, METRICS_TLS)?, auth)))
+}
+
+fn tls(env: &BTreeMap<String, String>, names: TlsNames) -> Result<TlsSettings, ParseError> {
+    let values = names.map(|name| env.get(name).map_or("", String::as_str));
     TlsSettings::parse(values[0], values[1], values[2], values[3]).map_err(|mistake| {
         let index = match mistake.which {
             Which::Min => 0,
@@ -219,7 +260,7 @@ fn tls(env: &BTreeMap<String, String>) -> Result<TlsSettings, ParseError> {
             Which::Suites => 2,
             Which::Curves => 3,
         };
-        ParseError::Choice(NAMES[index], values[index].to_owned(), mistake.expected)
+        ParseError::Choice(names[index], values[index].to_owned(), mistake.expected)
     })
 }
 
@@ -246,6 +287,15 @@ mod tests {
             assert!(error.starts_with(name) && error.contains(value), "{error}");
             env.remove(name);
         }
+        env.insert("METRICS_PROMETHEUS_TLS_CERT".into(), "/tls.crt".into());
+        let error = Options::from_env(&env, "cluster.local").expect_err("no key");
+        assert_eq!(error, ParseError::Missing("METRICS_PROMETHEUS_TLS_KEY"));
+        env.insert("METRICS_PROMETHEUS_TLS_KEY".into(), "/tls.key".into());
+        env.insert("METRICS_PROMETHEUS_TLS_CLIENT_AUTH".into(), "require".into());
+        env.insert("METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE".into(), "/ca.crt".into());
+        let (files, _, auth) =
+            Options::from_env(&env, "cluster.local").expect("complete").metrics_tls.expect("asked for");
+        assert_eq!((files.key, auth.map(|auth| auth.required)), (PathBuf::from("/tls.key"), Some(true)));
         env.insert("LOAD_BALANCING".into(), "upstream".into());
         let options = Options::from_env(&env, "cluster.local").expect("complete");
         assert_eq!(options.load_balancing, LoadBalancing::AsUpstream);

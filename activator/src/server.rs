@@ -14,6 +14,7 @@ use std::{
 use controller::Context;
 use http::{Request, StatusCode};
 use net::{Connections, IdleLimits, InFlight, Incoming, Workers};
+use telemetry::otlp::{Exporter, Signal};
 use tokio::{
     runtime::Handle as Runtime,
     time::{sleep, timeout},
@@ -23,8 +24,9 @@ use crate::{
     Options,
     direct::Direct,
     handler::Handler,
-    metrics::Metrics,
+    metrics::{self, Export, Metrics},
     observed::Observers,
+    options::MetricsTls,
     probe::Probes,
     revisions::{Manner, Revisions},
     sink,
@@ -48,6 +50,7 @@ pub struct Handle {
     h2c: SocketAddr,
     tls: Option<SocketAddr>,
     metrics: Option<SocketAddr>,
+    export: Option<Arc<Export>>,
     profiling: Option<SocketAddr>,
     handler: Arc<Handler>,
     connections: Connections,
@@ -57,6 +60,8 @@ pub struct Handle {
     _workers: Workers,
 }
 
+/// How long what was noted last may take to leave.
+const FLUSH: Duration = Duration::from_secs(10);
 /// How long an idle connection to a pod is kept.
 const IDLE: Duration = Duration::from_secs(90);
 
@@ -103,7 +108,8 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let watches = revisions.watch(&ctx);
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
-    let metrics = Metrics::new(options.metrics.is_some(), workers.count());
+    let exporter = exporter(&options);
+    let metrics = Metrics::new(options.metrics.is_some() || exporter.is_some(), workers.count());
     metrics.identify(&[
         ("k8s_namespace_name", &ctx.system_namespace),
         ("k8s_pod_name", &options.pod_name),
@@ -118,7 +124,8 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         ("service.name", &options.service_name),
         ("service.version", env!("CARGO_PKG_VERSION")),
     ];
-    let resource = resource.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let resource: Vec<_> = resource.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let export = exporter.map(|exporter| Export::new(metrics.registry().clone(), exporter, Vec::clone(&resource)));
     let observers = Observers::follow(&options.observability, options.request_log, &options.otel, resource);
     let handler = Arc::new(Handler {
         metrics: metrics.clone(),
@@ -136,6 +143,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let connections = Connections::new();
     let mut handle = Handle {
         metrics: None,
+        export: None,
         profiling: None,
         tls: tls.as_ref().map(|(listener, _)| listener.local_addr()).transpose()?,
         http: http.local_addr()?,
@@ -181,15 +189,17 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         ctx.tasks.spawn("profiling", net::serve(listener, Connections::new(), answer));
     }
     if let Some(address) = options.metrics {
-        let status = sink.status().clone();
-        let unready = move || (!status.ever_connected()).then(|| "no connection to the autoscaler yet".to_owned());
-        let admin = observe::serve_admin(address, metrics.registry().clone(), unready).await?;
-        handle.metrics = Some(admin.address());
-        let token = ctx.tasks.token().clone();
-        ctx.tasks.spawn_graceful("metrics", async move {
-            token.cancelled().await;
-            drop(admin);
-        });
+        let fixed = |(files, settings, auth): &MetricsTls| telemetry::tls::fixed(files, settings, auth.as_ref());
+        let tls = options.metrics_tls.as_ref().map(fixed).transpose()?;
+        let listener = net::listen(address).await?;
+        handle.metrics = Some(listener.local_addr()?);
+        ctx.tasks.spawn("metrics", metrics::serve(listener, tls, metrics.registry().clone()));
+    }
+    if let Some(export) = export {
+        let configured = options.observability.load().metrics.interval;
+        let interval = options.otel.milliseconds("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(configured);
+        ctx.tasks.spawn("metrics", export.clone().run(interval));
+        handle.export = Some(export);
     }
     let drain = handle.clone();
     let token = ctx.tasks.token().clone();
@@ -200,6 +210,20 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         drain.end().await;
     });
     Ok(handle)
+}
+
+/// The way to a collector of metrics, if there is one to be sent to.
+fn exporter(options: &Options) -> Option<Exporter> {
+    let observability = options.observability.load();
+    let settings = &observability.metrics;
+    let grpc = match settings.protocol.as_str() {
+        "grpc" => true,
+        "http/protobuf" => false,
+        _ => return None,
+    };
+    Exporter::new(Signal::Metrics, grpc, &settings.endpoint, &options.otel)
+        .inspect_err(|error| tracing::error!(error, "metrics cannot be exported; correct config-observability"))
+        .ok()
 }
 
 // === impl Handle ===
@@ -257,7 +281,15 @@ impl Handle {
         if timeout(self.drain_limit, finished).await.is_err() {
             tracing::warn!(open = self.in_flight(), "requests were cut off at the end of the drain");
         }
-        self.handler.observers.flush().await;
+        let told = async {
+            self.handler.observers.flush().await;
+            if let Some(export) = &self.export {
+                export.send().await;
+            }
+        };
+        if timeout(FLUSH, told).await.is_err() {
+            tracing::warn!("metrics and spans of the last requests were not exported in time");
+        }
     }
 
     /// Whether requests for this revision are taken.

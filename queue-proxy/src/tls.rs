@@ -3,28 +3,17 @@
 //! The files are read again every minute while the port is open; new content serves the next handshake. No protocol
 //! has to be negotiated: the activator speaks HTTP/2 with prior knowledge inside TLS.
 
-use std::{
-    fs, io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use rustls::{
-    RootCertStore, ServerConfig,
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use rustls::ServerConfig;
+use tokio_rustls::TlsAcceptor;
 
-pub use telemetry::tls::{TlsRange, TlsSettings};
-pub(crate) use telemetry::tls::{Which, client};
+pub use telemetry::tls::{ClientAuth, Paths, TlsRange, TlsSettings};
+use telemetry::tls::{Contents, HTTP, parse, read};
+pub(crate) use telemetry::tls::{Which, client, fixed, handshake};
 
 const RELOAD: Duration = Duration::from_secs(60);
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// The certificate as of now.
 pub(crate) struct Tls {
@@ -32,25 +21,6 @@ pub(crate) struct Tls {
     settings: TlsSettings,
     config: ArcSwap<ServerConfig>,
 }
-
-/// Where certificate and key are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Paths {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
-
-/// Who has to show a certificate, and whose have to have signed it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientAuth {
-    pub authorities: PathBuf,
-    pub required: bool,
-}
-
-/// What the two files contain.
-type Contents = (Vec<u8>, Vec<u8>);
-
-const HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 // === impl Tls ===
 
@@ -109,71 +79,12 @@ impl Tls {
     }
 }
 
-/// A listener whose certificate does not change, asking for one of its clients' where `auth` says so.
-///
-/// # Errors
-/// Files that cannot be read or do not make a certificate.
-pub(crate) fn fixed(files: &Paths, settings: &TlsSettings, auth: Option<&ClientAuth>) -> io::Result<TlsAcceptor> {
-    let verifier = auth
-        .map(|auth| {
-            let roots: Arc<RootCertStore> = Arc::new(client::read(&auth.authorities)?);
-            let mut builder = WebPkiClientVerifier::builder_with_provider(roots, settings.provider());
-            if !auth.required {
-                builder = builder.allow_unauthenticated();
-            }
-            builder.build().map_err(io::Error::other)
-        })
-        .transpose()?;
-    Ok(TlsAcceptor::from(parse(&read(files)?, settings, verifier, &HTTP[1..])?))
-}
-
-/// The stream inside, unless the client does not manage the handshake in time.
-pub(crate) async fn handshake(
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    peer: SocketAddr,
-) -> Option<TlsStream<TcpStream>> {
-    match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return Some(stream),
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
-        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
-    }
-    None
-}
-
-fn read(files: &Paths) -> io::Result<Contents> {
-    let file = |path: &Path| {
-        fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display())))
-    };
-    Ok((file(&files.certificate)?, file(&files.key)?))
-}
-
-fn parse(
-    (certificate, key): &Contents,
-    settings: &TlsSettings,
-    clients: Option<Arc<dyn ClientCertVerifier>>,
-    protocols: &[&[u8]],
-) -> io::Result<Arc<ServerConfig>> {
-    let chain = CertificateDer::pem_slice_iter(certificate)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| io::Error::other(format!("tls.crt is not a certificate in PEM form: {error}")))?;
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|error| io::Error::other(format!("tls.key is not a private key in PEM form: {error}")))?;
-    let unusable = |error| io::Error::other(format!("the certificate cannot be served: {error}"));
-    let builder = ServerConfig::builder_with_provider(settings.provider())
-        .with_protocol_versions(settings.versions())
-        .map_err(unusable)?;
-    let builder = match clients {
-        Some(verifier) => builder.with_client_cert_verifier(verifier),
-        None => builder.with_no_client_auth(),
-    };
-    let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(Arc::new(config))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use rustls_pki_types::CertificateDer;
+
     use super::*;
 
     #[tokio::test]

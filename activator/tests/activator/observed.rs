@@ -1,20 +1,24 @@
 //! What is told about requests elsewhere: lines of the request log, spans at a collector, profiles.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use api::config::{Observability, Tracing};
+use api::config::{Exporter, Observability, Tracing};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use net::Incoming;
 use parking_lot::Mutex;
 use proto::Message as _;
-use telemetry::otlp::wire::ExportTraces;
-use tokio::{net::TcpListener, sync::mpsc};
+use telemetry::otlp::wire::{ExportMetrics, ExportTraces};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
 
 use crate::{Cluster, PATIENCE, Pod, Setup, WAYS, for_revision, get_on, get_path};
 
 /// A collector that passes on what it gets.
-async fn collector() -> (SocketAddr, mpsc::UnboundedReceiver<ExportTraces>) {
+async fn collector<M: proto::Message + Default + 'static>() -> (SocketAddr, mpsc::UnboundedReceiver<M>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     let (sender, receiver) = mpsc::unbounded_channel();
@@ -22,7 +26,7 @@ async fn collector() -> (SocketAddr, mpsc::UnboundedReceiver<ExportTraces>) {
         let sender = sender.clone();
         async move {
             let body = request.into_body().collect().await.expect("a body").to_bytes();
-            let _ = sender.send(ExportTraces::decode(body).expect("spans"));
+            let _ = sender.send(M::decode(body).expect("sound"));
             net::empty::<()>(StatusCode::OK)
         }
     }));
@@ -31,7 +35,7 @@ async fn collector() -> (SocketAddr, mpsc::UnboundedReceiver<ExportTraces>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_leaves_spans_and_the_pod_sees_their_trace() {
-    let (collector, mut spans) = collector().await;
+    let (collector, mut spans) = collector::<ExportTraces>().await;
     let tracing =
         Tracing { protocol: "http/protobuf".to_owned(), endpoint: format!("http://{collector}"), sampling_rate: 1.0 };
     let observability = Observability { tracing, ..Observability::default() };
@@ -111,6 +115,60 @@ async fn every_request_is_a_line_of_the_log_and_probes_are_none() {
         assert_eq!(request(line, "protocol"), "HTTP/1.1");
         assert_eq!(lines[line]["traceId"], "", "as upstream's activator");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_go_to_a_collector() {
+    let (collector, mut exported) = collector::<ExportMetrics>().await;
+    let metrics = Exporter {
+        protocol: "http/protobuf".to_owned(),
+        endpoint: format!("http://{collector}/v1/metrics"),
+        interval: Duration::from_millis(20),
+    };
+    let setup = Setup::with(Cluster::default(), |options| {
+        options.metrics = None;
+        options.observability = controller::Config::fixed(Observability { metrics, ..Observability::default() });
+    })
+    .await;
+    setup.revision("seen", 0, 300).await;
+    setup.cluster.endpoints("seen", &[Pod::default().start().await], &[]);
+    setup.request("seen").await.expect("no panic");
+    let found = async {
+        loop {
+            let message = exported.recv().await.expect("more");
+            let scopes = message.resource_metrics.iter().flat_map(|resource| &resource.scope_metrics);
+            let names: Vec<_> = scopes.flat_map(|scope| &scope.metrics).map(|metric| metric.name.clone()).collect();
+            if ["http.server.request.duration", "http.client.request.duration", "kn.activator.stats.conn.reachable"]
+                .iter()
+                .all(|name| names.iter().any(|known| known == name))
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.expect("all of them in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_may_be_encrypted() {
+    let folder = tempfile::tempdir().expect("writable");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let files =
+        telemetry::tls::Paths { certificate: folder.path().join("tls.crt"), key: folder.path().join("tls.key") };
+    std::fs::write(&files.certificate, made.cert.pem()).expect("writable");
+    std::fs::write(&files.key, made.signing_key.serialize_pem()).expect("writable");
+    let trusted = telemetry::tls::client::config(Some(&files.certificate), false).expect("a certificate");
+    let setup = Setup::with(Cluster::default(), |options| {
+        options.metrics_tls = Some((files, telemetry::tls::TlsSettings::default(), None));
+    })
+    .await;
+    let stream = TcpStream::connect(setup.activator.metrics_address().expect("asked for")).await.expect("listening");
+    let name = rustls_pki_types::ServerName::try_from("localhost").expect("a name");
+    let mut stream = tokio_rustls::TlsConnector::from(trusted).connect(name, stream).await.expect("trusted");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.expect("sent");
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("process_open_fds "), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

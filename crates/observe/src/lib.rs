@@ -6,7 +6,8 @@
 mod admin;
 mod logging;
 mod metrics;
+mod process;
 
 pub use admin::{AdminHandle, serve_admin};
 pub use logging::{LogLevel, logging};
-pub use metrics::{Counter, Gauge, Histogram, LATENCY_SECONDS, Registry};
+pub use metrics::{Counter, Described, Gauge, Histogram, Kind, LATENCY_SECONDS, Registry, Value};

@@ -31,9 +31,38 @@ type Collector = Arc<dyn Fn(&Registry) + Send + Sync>;
 
 struct Family {
     help: &'static str,
-    kind: &'static str,
+    kind: Kind,
     /// By rendered labels.
     series: BTreeMap<String, Series>,
+}
+
+/// What a family's series are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// What all series of a name have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Described {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub kind: Kind,
+}
+
+/// What a series says at the moment.
+#[derive(Debug, PartialEq)]
+pub enum Value<'a> {
+    Counter(u64),
+    Gauge(f64),
+    /// How many were observed between the bounds, and beyond the last.
+    Histogram {
+        bounds: &'a [f64],
+        counts: Vec<u64>,
+        sum: f64,
+    },
 }
 
 enum Series {
@@ -70,14 +99,22 @@ impl Registry {
 
     /// The counter `name` (ends in `_total`) with these labels.
     pub fn counter(&self, name: &'static str, help: &'static str, labels: &[(&str, &str)]) -> Counter {
-        match self.series(name, help, "counter", labels, || Series::Counter(Counter::default())) {
+        match self.series(name, help, Kind::Counter, labels, || Series::Counter(Counter::default())) {
             Some(Series::Counter(counter)) => counter,
             _ => Counter::default(),
         }
     }
 
+    /// A counter (`name` ends in `_total`) whose value comes from elsewhere and has a fraction.
+    pub fn total(&self, name: &'static str, help: &'static str, labels: &[(&str, &str)]) -> Gauge {
+        match self.series(name, help, Kind::Counter, labels, || Series::Gauge(Gauge::default())) {
+            Some(Series::Gauge(gauge)) => gauge,
+            _ => Gauge::default(),
+        }
+    }
+
     pub fn gauge(&self, name: &'static str, help: &'static str, labels: &[(&str, &str)]) -> Gauge {
-        match self.series(name, help, "gauge", labels, || Series::Gauge(Gauge::default())) {
+        match self.series(name, help, Kind::Gauge, labels, || Series::Gauge(Gauge::default())) {
             Some(Series::Gauge(gauge)) => gauge,
             _ => Gauge::default(),
         }
@@ -90,7 +127,7 @@ impl Registry {
         bounds: &'static [f64],
         labels: &[(&str, &str)],
     ) -> Histogram {
-        match self.series(name, help, "histogram", labels, || Series::Histogram(Histogram::new(bounds))) {
+        match self.series(name, help, Kind::Histogram, labels, || Series::Histogram(Histogram::new(bounds))) {
             Some(Series::Histogram(histogram)) => histogram,
             _ => Histogram::new(bounds),
         }
@@ -117,13 +154,10 @@ impl Registry {
 
     /// The Prometheus text format, in the order of names and labels.
     pub fn render(&self) -> String {
-        let collectors = self.collectors.lock().clone();
-        for collect in collectors {
-            collect(self);
-        }
+        self.collect();
         let mut out = String::new();
         for (name, family) in &*self.families.lock() {
-            let _ = writeln!(out, "# HELP {name} {}\n# TYPE {name} {}", family.help, family.kind);
+            let _ = writeln!(out, "# HELP {name} {}\n# TYPE {name} {}", family.help, family.kind.text());
             for (labels, series) in &family.series {
                 series.render(&mut out, name, labels);
             }
@@ -131,11 +165,29 @@ impl Registry {
         out
     }
 
+    /// Shows every series with its labels, in the order of names and labels.
+    pub fn visit(&self, mut show: impl FnMut(Described, &[(String, String)], &Value<'_>)) {
+        self.collect();
+        for (name, family) in &*self.families.lock() {
+            let described = Described { name, help: family.help, kind: family.kind };
+            for (labels, series) in &family.series {
+                show(described, &read(labels), &series.value());
+            }
+        }
+    }
+
+    fn collect(&self) {
+        let collectors = self.collectors.lock().clone();
+        for collect in collectors {
+            collect(self);
+        }
+    }
+
     fn series(
         &self,
         name: &'static str,
         help: &'static str,
-        kind: &'static str,
+        kind: Kind,
         labels: &[(&str, &str)],
         make: impl FnOnce() -> Series,
     ) -> Option<Series> {
@@ -157,9 +209,33 @@ impl std::fmt::Debug for Registry {
     }
 }
 
+// === impl Kind ===
+
+impl Kind {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
 // === impl Series ===
 
 impl Series {
+    fn value(&self) -> Value<'_> {
+        match self {
+            Self::Counter(counter) => Value::Counter(counter.get()),
+            Self::Gauge(gauge) => Value::Gauge(gauge.get()),
+            Self::Histogram(Histogram(buckets)) => Value::Histogram {
+                bounds: buckets.bounds,
+                counts: buckets.counts.iter().map(|count| count.load(Relaxed)).collect(),
+                sum: f64::from_bits(buckets.sum.load(Relaxed)),
+            },
+        }
+    }
+
     fn handle(&self) -> Self {
         match self {
             Self::Counter(counter) => Self::Counter(counter.clone()),
@@ -259,6 +335,29 @@ fn render(labels: &[(&str, &str)]) -> String {
     out
 }
 
+/// The labels that were rendered.
+fn read(mut text: &str) -> Vec<(String, String)> {
+    let mut labels = Vec::new();
+    while let Some((name, rest)) = text.split_once("=\"") {
+        let mut value = String::new();
+        let mut characters = rest.char_indices();
+        let mut end = rest.len();
+        while let Some((index, character)) = characters.next() {
+            match character {
+                '"' => {
+                    end = index + 1;
+                    break;
+                }
+                '\\' => value.extend(characters.next().map(|(_, escaped)| if escaped == 'n' { '\n' } else { escaped })),
+                other => value.push(other),
+            }
+        }
+        labels.push((name.to_owned(), value));
+        text = rest[end..].trim_start_matches(',');
+    }
+    labels
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,5 +399,12 @@ mod tests {
         assert_eq!(registry.counter("a_total", "things", &[("k", "v")]).get(), 1);
         registry.remove("a_total", &[("k", "v")]);
         assert_eq!(registry.counter("a_total", "things", &[("k", "v")]).get(), 0);
+    }
+
+    #[test]
+    fn labels_are_read_as_they_were_written() {
+        let labels = [("a", "plain"), ("b", "\"quoted\\\n,c=\"d\""), ("c", "")];
+        let read: Vec<_> = read(&render(&labels));
+        assert_eq!(read.iter().map(|(name, value)| (&**name, &**value)).collect::<Vec<_>>(), labels);
     }
 }

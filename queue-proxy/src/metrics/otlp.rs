@@ -60,8 +60,8 @@ impl Metrics {
                         name: family.name.to_owned(),
                         description: family.help.to_owned(),
                         unit: family.unit.to_owned(),
-                        gauge: None,
                         histogram: Some(Histogram { points: all.iter().map(point).collect(), temporality: CUMULATIVE }),
+                        ..Metric::default()
                     }
                 })
                 .collect()
@@ -73,8 +73,8 @@ impl Metrics {
                 name: DEPTH.to_owned(),
                 description: DEPTH_HELP.to_owned(),
                 unit: DEPTH_UNIT.to_owned(),
-                gauge: Some(Gauge { points: vec![NumberPoint { start, time, integer, attributes: Vec::new() }] }),
-                histogram: None,
+                gauge: Some(Gauge { points: vec![NumberPoint { start, time, integer, ..NumberPoint::default() }] }),
+                ..Metric::default()
             });
         }
         let scopes = [(&HTTP, of(&HTTP)), (&OWN, own)];

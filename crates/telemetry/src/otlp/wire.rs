@@ -107,7 +107,7 @@ pub struct ScopeMetrics {
     pub metrics: Vec<Metric>,
 }
 
-/// Either a gauge or a histogram.
+/// One of a gauge, a sum and a histogram.
 #[derive(Clone, PartialEq, Message)]
 pub struct Metric {
     #[prost(string, tag = "1")]
@@ -118,6 +118,8 @@ pub struct Metric {
     pub unit: String,
     #[prost(message, optional, tag = "5")]
     pub gauge: Option<Gauge>,
+    #[prost(message, optional, tag = "7")]
+    pub sum: Option<Sum>,
     #[prost(message, optional, tag = "9")]
     pub histogram: Option<Histogram>,
 }
@@ -129,11 +131,24 @@ pub struct Gauge {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct Sum {
+    #[prost(message, repeated, tag = "1")]
+    pub points: Vec<NumberPoint>,
+    #[prost(int32, tag = "2")]
+    pub temporality: i32,
+    #[prost(bool, tag = "3")]
+    pub monotonic: bool,
+}
+
+/// Its value is of one of two types.
+#[derive(Clone, PartialEq, Message)]
 pub struct NumberPoint {
     #[prost(fixed64, tag = "2")]
     pub start: u64,
     #[prost(fixed64, tag = "3")]
     pub time: u64,
+    #[prost(double, optional, tag = "4")]
+    pub double: Option<f64>,
     #[prost(sfixed64, optional, tag = "6")]
     pub integer: Option<i64>,
     #[prost(message, repeated, tag = "7")]
