@@ -15,7 +15,9 @@ use http::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use http_body::Body as _;
-use net::{InFlight, InFlightGuard, Incoming, Outbound, PooledBody, ResponseBody, SendFailure, Timer, headers};
+use net::{
+    InFlight, InFlightGuard, Incoming, Outbound, PooledBody, RequestBody, ResponseBody, SendFailure, Timer, headers,
+};
 
 use crate::{
     dispatch::{Attempt, Broken, Failure, dispatch},
@@ -376,7 +378,18 @@ impl Attempt for Sending<'_> {
             let request = &self.outbound.request;
             (request.method().clone(), request.version(), request.body().size_hint().exact().unwrap_or(0))
         });
-        let result = self.outbound.send(lease.pod().pool()).await;
+        let spare = copy(&self.outbound.request);
+        let result = self.outbound.send(lease.pod().pool()).await.and_then(|mut response| {
+            let unsent = response.headers_mut().remove(&headers::UNSENT).is_some();
+            match spare.filter(|_| unsent && response.status() == StatusCode::BAD_GATEWAY) {
+                // The sidecar could not pass it on; another pod may.
+                Some(request) => {
+                    self.outbound.request = request;
+                    Err(SendFailure::new("the program of the pod does not accept connections", true))
+                }
+                None => Ok(response),
+            }
+        });
         if let Some((method, version, bytes)) = seen {
             let status = result.as_ref().ok().map(Response::status);
             self.progress.sent(lease.pod(), method.as_str(), version, bytes, status);
@@ -387,6 +400,20 @@ impl Attempt for Sending<'_> {
             Broken { unsent: error.unsent, error }
         })
     }
+}
+
+/// The request once more, if it can be sent twice: without a body, and without an upgrade of its connection.
+fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    if !request.body().is_end_stream() || request.headers().contains_key(header::UPGRADE) {
+        return None;
+    }
+    let mut copy = Request::new(RequestBody::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    Some(copy)
 }
 
 fn refuse(refused: Refused) -> Box<Response<Body>> {
