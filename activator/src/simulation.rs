@@ -145,7 +145,7 @@ mod tests {
             println!("seed {seed}: {:?}", simulate(seed));
             return;
         }
-        let seeds = number("SIMULATION_SEEDS").unwrap_or(300);
+        let seeds = number("SIMULATION_SEEDS").unwrap_or(3000);
         let total = Mutex::new(Tally::new());
         let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
         std::thread::scope(|scope| {
