@@ -193,7 +193,8 @@ impl Handler {
         if !namespace.is_empty() && !name.is_empty() {
             return (namespace, name);
         }
-        by_host(host, &self.cluster_domain).map_or(("", ""), |(name, namespace)| (namespace, name))
+        // Where neither says it, what there is goes into the answer.
+        by_host(host, &self.cluster_domain).map_or((namespace, name), |(name, namespace)| (namespace, name))
     }
 
     /// Whether plain requests may go the short way, which can neither encrypt nor describe them.
