@@ -53,8 +53,8 @@ impl Client {
 }
 
 /// Answers with its name and the step header.
-pub(crate) async fn backend(name: &'static str) -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+pub(crate) async fn backend(name: &'static str, address: SocketAddr) -> Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

@@ -51,8 +51,7 @@ impl Objects {
         self.services.create(&new, &service).await?;
         let slice: EndpointSlice = serde_json::from_value(json!({
             "metadata": {"name": revision, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": revision}},
-            "addressType": "IPv4", "ports": ports(backend),
-            "endpoints": [{"addresses": [backend.ip().to_string()], "conditions": {"ready": true}}],
+            "addressType": "IPv4", "ports": ports(backend), "endpoints": endpoints(backend),
         }))?;
         self.slices.create(&new, &slice).await?;
         let ingress: Ingress = serde_json::from_value(json!({
@@ -75,7 +74,7 @@ impl Objects {
     }
 
     pub(crate) async fn move_endpoints(&self, name: &str, backend: SocketAddr) -> Result<()> {
-        let patch = Patch::Merge(json!({"ports": ports(backend)}));
+        let patch = Patch::Merge(json!({"ports": ports(backend), "endpoints": endpoints(backend)}));
         self.slices.patch(&format!("{name}-00001"), &PatchParams::default(), &patch).await?;
         Ok(())
     }
@@ -85,6 +84,10 @@ impl Objects {
         self.ingresses.patch(name, &PatchParams::default(), &patch).await?;
         Ok(())
     }
+}
+
+fn endpoints(backend: SocketAddr) -> Value {
+    json!([{"addresses": [backend.ip().to_string()], "conditions": {"ready": true}}])
 }
 
 fn ports(backend: SocketAddr) -> Value {

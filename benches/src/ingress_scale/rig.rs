@@ -45,7 +45,9 @@ impl Rig {
         server.apply_manifest(CRD)?;
         let client = server.client();
         let objects = Objects::new(&client);
-        let backends = [backend("one").await?, backend("two").await?];
+        // Upstream looks at addresses only to see whether endpoints changed.
+        let one = backend("one", ([127, 0, 0, 1], 0).into()).await?;
+        let backends = [one, backend("two", ([127, 0, 0, 2], one.port()).into()).await?];
         objects.create_all(count, backends[0]).await?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let api = format!("http://{}", listener.local_addr()?);
