@@ -35,8 +35,14 @@ pub struct Reconciler {
     tracker: Tracker,
 }
 
-/// Starts the controller.
-pub async fn start(shared: &Arc<Shared>, workers: usize) {
+/// Starts the controller. It begins once the DomainMappings are there, and nothing else waits for that: an older
+/// installation may not know the kind.
+pub fn start(shared: &Arc<Shared>, workers: usize) {
+    let tasks = &shared.ctx.tasks;
+    tasks.spawn("domainmappings", begin(shared.clone(), workers));
+}
+
+async fn begin(shared: Arc<Shared>, workers: usize) {
     let queue = Queue::new();
     let tracker = Tracker::new();
     let mappings = Cache::<DomainMapping>::builder().start(&shared.ctx);

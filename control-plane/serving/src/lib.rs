@@ -40,7 +40,7 @@ impl Default for Options {
     }
 }
 
-/// Starts all controllers on the context's task group; returns when every cache has its first list.
+/// Starts all controllers on the context's task group; returns when every cache that they share has its first list.
 ///
 /// # Errors
 /// If a ConfigMap that the controllers need is missing or does not parse.
@@ -59,6 +59,6 @@ async fn start_all(ctx: Context, options: Options) -> Result<(), Error> {
     serverlessservice::start(&shared, options.workers);
     labeler::start(&shared, options.workers);
     gc::start(&shared, options.workers);
-    domainmapping::start(&shared, options.workers).await;
+    domainmapping::start(&shared, options.workers);
     Ok(())
 }
