@@ -1,4 +1,4 @@
-//! The date as HTTP writes it.
+//! The date as HTTP writes it, and the calendar.
 
 use std::{
     cell::RefCell,
@@ -25,19 +25,11 @@ fn date(seconds: u64) -> [u8; 29] {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01, in eras of 400 years, whose years begin in March.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let in_month = day - (153 * month + 2) / 5 + 1;
-    let calendar = (month + 2) % 12;
-    let year = era * 400 + year + u64::from(calendar < 2);
+    let (year, month, day) = civil(days);
     let text = format!(
-        "{}, {in_month:02} {} {year:04} {:02}:{:02}:{:02} GMT",
+        "{}, {day:02} {} {year:04} {:02}:{:02}:{:02} GMT",
         DAYS[(days % 7) as usize],
-        MONTHS[calendar as usize],
+        MONTHS[month as usize - 1],
         second / 3600,
         second / 60 % 60,
         second % 60
@@ -45,6 +37,19 @@ fn date(seconds: u64) -> [u8; 29] {
     let mut fixed = [b' '; 29];
     fixed.copy_from_slice(&text.as_bytes()[..29]);
     fixed
+}
+
+/// Year, month (from 1) and day of the month, of a count of days since 1970.
+pub fn civil(days: u64) -> (u64, u64, u64) {
+    // Days since 0000-03-01, in eras of 400 years, whose years begin in March.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let in_month = day - (153 * month + 2) / 5 + 1;
+    let calendar = (month + 2) % 12 + 1;
+    (era * 400 + year + u64::from(calendar < 3), calendar, in_month)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub mod headers;
 pub use accept::{Connections, Member, accept, listen, serve};
 pub use body::{BodyError, RequestBody, ResponseBody};
 pub use breaker::{Breaker, QueueFull, Slot};
-pub use date::with_date;
+pub use date::{civil, with_date};
 pub use dial::{DialError, connect, reason};
 pub use drain::{InFlight, InFlightGuard};
 pub use files::raise_open_files;

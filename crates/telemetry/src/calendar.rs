@@ -6,17 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(crate) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days since 0000-03-01, in eras of 400 years, whose years begin in March.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let in_month = day - (153 * month + 2) / 5 + 1;
-    let calendar = (month + 2) % 12 + 1;
-    let year = era * 400 + year + u64::from(calendar < 3);
+    let (year, month, day) = net::civil(days);
     format!(
-        "{year:04}-{calendar:02}-{in_month:02}T{:02}:{:02}:{:02}.{:09}Z",
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:09}Z",
         second / 3600,
         second / 60 % 60,
         second % 60,
