@@ -14,6 +14,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(crate) fn build(
     pod: &Pod,
     container: &Container,
+    home: &str,
     facts: &Facts,
     sources: &Sources,
 ) -> Result<Vec<(String, String)>, String> {
@@ -25,7 +26,7 @@ pub(crate) fn build(
     };
     put("PATH", std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned()));
     put("HOSTNAME", hostname(pod));
-    put("HOME", std::env::var("HOME").unwrap_or_else(|_| "/".to_owned()));
+    put("HOME", home.to_owned());
     put("KUBERNETES_SERVICE_HOST", facts.kubernetes.0.to_string());
     put("KUBERNETES_SERVICE_PORT", facts.kubernetes.1.to_string());
     put("KUBERNETES_SERVICE_PORT_HTTPS", facts.kubernetes.1.to_string());
@@ -51,6 +52,13 @@ pub(crate) fn build(
         put(&variable.name, value);
     }
     Ok(env)
+}
+
+/// The home of whom a program runs as, as container runtimes find it: what `accounts` (`/etc/passwd`) says, else `/`.
+pub(crate) fn home(uid: u32, accounts: &str) -> &str {
+    let mut lines = accounts.lines().map(|line| line.split(':'));
+    let home = lines.find_map(|mut fields| (fields.nth(2)?.parse() == Ok(uid)).then(|| fields.nth(2)).flatten());
+    home.filter(|home| !home.is_empty()).unwrap_or("/")
 }
 
 /// The pod's host name: what the spec says, else the name of the pod, cut to what a host name may have.
@@ -183,7 +191,7 @@ mod tests {
         }))
         .unwrap();
         let container = pod.spec.as_ref().unwrap().containers[0].clone();
-        Ok(build(&pod, &container, &facts(), sources)?.into_iter().collect())
+        Ok(build(&pod, &container, "/home/of", &facts(), sources)?.into_iter().collect())
     }
 
     #[test]
@@ -219,10 +227,18 @@ mod tests {
         assert_eq!((env["IP"].as_str(), env["L"].as_str(), env["S"].as_str()), ("10.244.0.7", "c", "x"));
         assert_eq!((env["C"].as_str(), env["M"].as_str()), ("2", "1024"));
         assert!(!env.contains_key("O"));
+        assert_eq!(env["HOME"], "/home/of");
         assert_eq!(env["KUBERNETES_SERVICE_HOST"], "10.96.0.1");
         let missing = json!({"env": [{"name": "S", "valueFrom": {"secretKeyRef": {"name": "gone", "key": "T"}}}]});
         assert_eq!(build_one(missing, &sources).unwrap_err(), "secret \"gone\" not found");
         let key = json!({"env": [{"name": "S", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "N"}}}]});
         assert_eq!(build_one(key, &sources).unwrap_err(), "couldn't find key N in ConfigMap ns/cm");
+    }
+
+    #[test]
+    fn a_user_without_an_account_is_at_home_in_the_root() {
+        let accounts =
+            "root:x:0:0:root:/root:/bin/bash\nbroken\nnobody:x:65534:65534::/nonexistent:/bin/false\nx:x:7:7:::\n";
+        assert_eq!([0, 65534, 7, 65532].map(|uid| home(uid, accounts)), ["/root", "/nonexistent", "/", "/"]);
     }
 }

@@ -74,7 +74,10 @@ impl Runner {
         let sources = Wanted::of_env(&self.container).fetch(&agent.ctx.client, &namespace).await;
         let sources = sources.map_err(|error| config(error.to_string()))?;
         let facts = agent.facts(self.cell.ip);
-        let mut env = env::build(&self.pod, &self.container, &facts, &sources).map_err(config)?;
+        let preset = image::binary(&self.container, &agent.options.binaries).and_then(|binary| binary.user);
+        let (uid, gid) = user(&self.pod, &self.container, preset);
+        let home = home(uid);
+        let mut env = env::build(&self.pod, &self.container, &home, &facts, &sources).map_err(config)?;
         if let Some((from, to)) = self.moved_port {
             move_port(&mut env, from, to);
         }
@@ -95,8 +98,6 @@ impl Runner {
         }
         let mounts = root.as_ref().map(|root| root.mounts.len());
 
-        let preset = image::binary(&self.container, &agent.options.binaries).and_then(|binary| binary.user);
-        let (uid, gid) = user(&self.pod, &self.container, preset);
         let context = self.container.security_context.as_ref();
         let given_dir = self.container.working_dir.clone().filter(|dir| !dir.is_empty());
         let working_dir = given_dir.as_ref().map_or_else(|| agent.options.working_dir.clone(), PathBuf::from);
@@ -179,6 +180,14 @@ impl Runner {
             groups: Vec::new(),
             read_only: context.and_then(|context| context.read_only_root_filesystem) == Some(true),
         }))
+    }
+}
+
+/// The home of whom the program runs as; of who started the agent if that is the same.
+fn home(uid: Option<u32>) -> String {
+    match uid.filter(|uid| *uid != rustix::process::geteuid().as_raw()) {
+        Some(uid) => env::home(uid, &fs::read_to_string("/etc/passwd").unwrap_or_default()).to_owned(),
+        None => std::env::var("HOME").unwrap_or_else(|_| "/".to_owned()),
     }
 }
 
