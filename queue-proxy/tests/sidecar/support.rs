@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn config(user_port: u16) -> Config {
     let env: Environment = [

@@ -5,6 +5,7 @@
 //! counts. What a result means (thresholds, start-up before the others) is as upstream.
 
 mod check;
+mod tls;
 
 use std::time::Duration;
 
@@ -212,20 +213,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readiness_is_found_within_milliseconds_of_listening() {
+    async fn readiness_is_found_long_before_the_period_ends() {
         let reserved = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = reserved.local_addr().unwrap();
         drop(reserved);
-        let probe: Probe = serde_json::from_value(serde_json::json!({"tcpSocket": {"port": address.port()}})).unwrap();
+        let probe: Probe = serde_json::from_value(
+            // A period that the test would not outlive.
+            serde_json::json!({"tcpSocket": {"port": address.port()}, "periodSeconds": 3600}),
+        )
+        .unwrap();
         let container = Container { readiness_probe: Some(probe), ..Container::default() };
         let target = Target::address(std::net::Ipv4Addr::LOCALHOST);
         let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
         let task = tokio::spawn(async move { run(&container, &target, move |event| drop(send.send(event))).await });
         assert_eq!(receive.recv().await, Some(Event::Started));
         let _listener = tokio::net::TcpListener::bind(address).await.unwrap();
-        let listening = std::time::Instant::now();
         assert_eq!(receive.recv().await, Some(Event::Ready(true)));
-        assert!(listening.elapsed() < Duration::from_millis(500), "{:?}", listening.elapsed());
         task.abort();
     }
 
@@ -242,5 +245,35 @@ mod tests {
         let told = [Event::Started, Event::Ready(true)];
         assert_eq!(events[..2], told, "without a readiness probe a started container is ready");
         assert!(matches!(events[2], Event::Unhealthy(Kind::Liveness, _)), "{events:?}");
+    }
+
+    #[tokio::test]
+    async fn https_is_asked_whoever_answers() {
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let made = rcgen::generate_simple_self_signed(["nobody".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config)).accept(stream).await.unwrap();
+            let mut head = vec![0; 4096];
+            let read = tokio::io::AsyncReadExt::read(&mut stream, &mut head).await.unwrap();
+            let answer = b"HTTP/1.1 418 x\r\ncontent-length: 2\r\n\r\nno";
+            tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await.unwrap();
+            String::from_utf8_lossy(&head[..read]).into_owned()
+        });
+        let action = serde_json::json!({"scheme": "HTTPS", "path": "/ready?x=1", "port": port});
+        let action = serde_json::from_value(action).unwrap();
+        let target = Target::address(std::net::Ipv4Addr::LOCALHOST);
+        let answer = http_get(&action, &Container::default(), &target, &[]).await;
+        assert_eq!(answer, Ok((418, "no".to_owned())));
+        assert!(server.await.unwrap().starts_with("GET /ready?x=1 HTTP/1.1\r\n"));
     }
 }

@@ -313,7 +313,7 @@ async fn a_killed_agents_processes_are_gone_after_the_next_start() {
         .unwrap();
     let started = Instant::now();
     while !data.path().join("up").exists() {
-        assert!(started.elapsed() < Duration::from_secs(20), "the agent did not start");
+        assert!(started.elapsed() < Duration::from_secs(60), "the agent did not start");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let netns: Vec<u64> = std::fs::read_dir(data.path().join("cells"))
@@ -322,7 +322,7 @@ async fn a_killed_agents_processes_are_gone_after_the_next_start() {
         .collect();
     let mut found = Vec::new();
     while found.len() < 3 {
-        assert!(started.elapsed() < Duration::from_secs(20), "the pod's processes did not start: {found:?}");
+        assert!(started.elapsed() < Duration::from_secs(60), "the pod's processes did not start: {found:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
         found = inhabitants(&netns);
     }
@@ -334,7 +334,7 @@ async fn a_killed_agents_processes_are_gone_after_the_next_start() {
     let alive = || found.iter().filter(|(pid, started)| start_of(pid).as_ref() == Some(started)).count();
     let killed = Instant::now();
     while alive() > 0 {
-        assert!(killed.elapsed() < Duration::from_secs(2), "{found:?}");
+        assert!(killed.elapsed() < Duration::from_secs(60), "{found:?}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     world.end().await;

@@ -52,7 +52,7 @@ impl Autoscaler {
     }
 
     pub(crate) async fn next(&mut self) -> WireStatMessage {
-        let next = tokio::time::timeout(Duration::from_secs(20), self.messages.recv());
+        let next = tokio::time::timeout(Duration::from_secs(60), self.messages.recv());
         next.await.expect("a message in time").expect("the listener runs")
     }
 

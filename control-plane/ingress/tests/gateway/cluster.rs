@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 pub(crate) const CLASS: &str = "kourier.ingress.networking.knative.dev";
 const DEFINITION: &str = include_str!("../../../../charts/crds/ingresses.networking.internal.knative.dev.yaml");
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn open() -> apiserver::Server {
     let server = apiserver::Server::open(apiserver::Options::default()).await.unwrap();

@@ -78,7 +78,7 @@ async fn custom_resources_own_and_are_owned() {
     things.delete("one", &DeleteParams::default()).await.unwrap();
     world.until("of-one", gone::<Secret>).await;
     let two = kube::runtime::wait::await_condition(things, "two", |thing: Option<&DynamicObject>| thing.is_none());
-    tokio::time::timeout(std::time::Duration::from_secs(20), two).await.unwrap().unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(60), two).await.unwrap().unwrap();
     world.stop().await;
 }
 

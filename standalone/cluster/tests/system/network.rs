@@ -69,7 +69,7 @@ async fn ready_pods_are_endpoints_and_answer_under_the_service_address() {
             tokio::task::yield_now().await;
         }
     };
-    let word = tokio::time::timeout(std::time::Duration::from_secs(20), echoed).await.unwrap();
+    let word = tokio::time::timeout(std::time::Duration::from_secs(60), echoed).await.unwrap();
     assert_eq!(&word, b"echo");
     serve.await.unwrap();
     assert_eq!(world.handle.service_address_problem(), None);

@@ -8,10 +8,10 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::port;
+use super::{port, tls};
 use crate::groups::Group;
 use crate::sandbox::{Launch, Sandbox};
 
@@ -106,13 +106,11 @@ pub(crate) async fn http_get(
     target: &Target,
     extra: &[(&str, &str)],
 ) -> Result<(u16, String), String> {
-    if action.scheme.as_deref().is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http")) {
-        return Err("probes and hooks over HTTPS are not supported on one machine: use a tcpSocket probe".to_owned());
-    }
+    let scheme = action.scheme.as_deref().unwrap_or("http").to_ascii_lowercase();
     let address = target.socket(action.host.as_deref(), port(&action.port, container)?)?;
     let path = action.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let url = format!("http://{address}{path}");
+    let url = format!("{scheme}://{address}{path}");
     let failed = |error: &dyn std::fmt::Display| format!("Get \"{url}\": {error}");
     let mut request = hyper::Request::get(path).header("host", address.to_string());
     for (name, value) in extra {
@@ -128,10 +126,21 @@ pub(crate) async fn http_get(
     let stream =
         TcpStream::connect(address).await.map_err(|error| format!("Get \"{url}\": dial tcp {address}: {error}"))?;
     let _ = stream.set_nodelay(true);
-    let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = connected.map_err(|error| failed(&error))?;
+    if scheme == "https" {
+        let stream = tls::connect(address.ip(), stream).await.map_err(|error| failed(&error))?;
+        return ask(stream, request).await.map_err(|error| failed(&error));
+    }
+    ask(stream, request).await.map_err(|error| failed(&error))
+}
+
+/// One exchange over a connection, which ends with it.
+async fn ask<S>(stream: S, request: hyper::Request<Empty<bytes::Bytes>>) -> hyper::Result<(u16, String)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let answer = async {
-        let mut response = sender.send_request(request).await.map_err(|error| failed(&error))?;
+        let mut response = sender.send_request(request).await?;
         let mut body = Vec::new();
         while let Some(Ok(frame)) = response.frame().await {
             body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
@@ -149,7 +158,7 @@ pub(crate) async fn http_get(
         answer = &mut answer => answer,
         ended = &mut connection => match ended {
             Ok(()) => answer.await,
-            Err(error) => Err(failed(&error)),
+            Err(error) => Err(error),
         },
     }
 }

@@ -87,7 +87,7 @@ impl Api {
                 version.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(Duration::from_secs(20), search).await {
+        match tokio::time::timeout(Duration::from_secs(60), search).await {
             Ok(found) => found,
             Err(_) => panic!("not in time: {:#?}", self.state.lock().objects.values().collect::<Vec<_>>()),
         }

@@ -82,7 +82,7 @@ async fn until(
             last = pod;
         }
     };
-    match tokio::time::timeout(Duration::from_secs(20), search).await {
+    match tokio::time::timeout(Duration::from_secs(60), search).await {
         Ok(found) => found,
         Err(_) => panic!("not in time: {last:#}"),
     }

@@ -44,7 +44,7 @@ async fn other_classes_are_left_alone() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), acted).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(60), acted).await.unwrap();
     for before in created {
         let after = api.get(&before.name_any()).await.unwrap();
         assert_eq!(serde_json::to_value(after).unwrap(), serde_json::to_value(before).unwrap());

@@ -39,7 +39,7 @@ pub(super) struct Control {
     server: JoinHandle<()>,
 }
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 // === impl Rig ===
 
