@@ -29,6 +29,7 @@ use tokio::{
 
 use crate::{
     figures::{ms, quantile},
+    paced,
     queue_proxy::{
         Table,
         load::{self, Load, Protocol},
@@ -86,7 +87,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let beside = |name: &str| anyhow::Ok(std::env::current_exe()?.with_file_name(name));
     let path = options.queue_proxy.clone().map_or_else(|| beside("queue-proxy"), Ok)?;
     let own = options.binary.clone().map_or_else(|| beside("activator"), Ok)?;
-    let program = Program::start().await?;
+    let program = program()?;
     let sidecar = Kind::QueueProxy { name: "queue-proxy".into(), path };
     let sidecar = Running::start(&sidecar, &program, Protocol::Http1).await?;
     let mut activators = vec![("postrider".to_owned(), own, true)];
@@ -108,6 +109,12 @@ pub(crate) async fn run(options: Options) -> Result<()> {
                     behind_envoy(name, &activator, &options, &mut table).await?;
                 }
                 activator.stop().await?;
+            }
+            if is_first {
+                let floor = forwarder(sidecar.address).await?;
+                measure("forwarder", revisions, &floor, &options, &mut table).await?;
+                added("forwarder", &floor, sidecar.address, &options, &mut table).await?;
+                floor.stop().await?;
             }
             if Kind::Nginx.is_installed() && is_first {
                 let nginx = Running::start(&Kind::Nginx, &Program::at(sidecar.address), Protocol::Http1).await?;
@@ -154,19 +161,49 @@ async fn added(name: &str, proxy: &Running, without: SocketAddr, options: &Optio
         let duration = Duration::from_secs_f64(options.seconds);
         let (body, fields) = (SMALL, BUSY);
         let load = Load { protocol: Protocol::Http1, connections: 50, body, rate: Some(*rate), duration, fields };
-        let direct = load::run(load, without).await?;
-        let before = machine()?;
-        let figures = load::run(load, proxy.address).await.with_context(|| name.to_owned())?;
-        let after = machine()?;
-        let idle = (after.0 - before.0) / (after.1 - before.1);
-        let label = format!("{}/s over 50 conn", rate);
+        let direct = paced::run(load, without).await?;
+        let (machine_before, cpu_before) = (machine()?, proxy.cpu());
+        let figures = paced::run(load, proxy.address).await.with_context(|| name.to_owned())?;
+        let (machine_after, cpu_after) = (machine()?, proxy.cpu());
+        let idle = (machine_after.0 - machine_before.0) / (machine_after.1 - machine_before.1);
+        let label = format!("{rate}/s over 50 conn");
         table.add(name, &format!("{label}: idle share of the machine, %"), idle * 100.0);
+        let cpu = (cpu_after - cpu_before).as_secs_f64() * 1e6 / figures.requests as f64;
+        table.add(name, &format!("{label}: CPU/request, us"), cpu);
         for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
-            let added = figures.quantile(share) - direct.quantile(share);
-            table.add(name, &format!("{label}: added {what}, us"), added * 1e6);
+            let (with, without) = (figures.quantile(share), direct.quantile(share));
+            table.add(name, &format!("{label}: {what} of the whole path, us"), with * 1e6);
+            table.add(name, &format!("{label}: added {what}, us"), (with - without) * 1e6);
         }
     }
     Ok(())
+}
+
+/// The program on a thread of its own, so that it is woken as a process of its own would be.
+fn program() -> Result<Program> {
+    let (started, start) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("program".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            started.send(Program::start().await?)?;
+            std::future::pending::<Result<()>>().await
+        })
+    })?;
+    start.recv().context("the program did not start")
+}
+
+/// What only passes bytes on, in the same place.
+async fn forwarder(to: SocketAddr) -> Result<Running> {
+    let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["forwarder", "--listen", &address.to_string(), "--to", &to.to_string()]).kill_on_drop(true);
+    let before = Instant::now();
+    let child = command.spawn().context("cannot start the forwarder")?;
+    while TcpStream::connect(address).await.is_err() {
+        ensure!(before.elapsed() < Duration::from_secs(10), "no answer on {address}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Running::adopt(child, address, before.elapsed())
 }
 
 /// Idle and all time of all cores, in ticks.

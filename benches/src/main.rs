@@ -11,9 +11,11 @@ mod cold_start;
 mod create;
 mod figures;
 mod footprint;
+mod forwarder;
 mod gateway_scale;
 mod ingress_scale;
 mod machine;
+mod paced;
 mod queue_proxy;
 mod timeline;
 
@@ -47,6 +49,9 @@ enum Scenario {
     /// The control plane of `ingress-scale`, as a process of its own.
     #[command(hide = true)]
     IngressRole(ingress_scale::role::Options),
+    /// What `activator` compares with, as a process of its own.
+    #[command(hide = true)]
+    Forwarder(forwarder::Options),
 }
 
 fn main() -> Result<()> {
@@ -63,6 +68,7 @@ fn main() -> Result<()> {
             Scenario::GatewayScale(options) => gateway_scale::run(options).await,
             Scenario::IngressScale(options) => ingress_scale::run(options).await,
             Scenario::IngressRole(options) => ingress_scale::role::run(options).await,
+            Scenario::Forwarder(options) => forwarder::run(&options),
         }
     })
 }

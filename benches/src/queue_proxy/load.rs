@@ -86,10 +86,18 @@ pub(crate) async fn run(load: Load, address: SocketAddr) -> Result<Figures> {
     while let Some(taken) = workers.join_next().await {
         sorted.extend(taken??);
     }
-    let seconds = started.elapsed().as_secs_f64();
     ensure!(!sorted.is_empty(), "no request was answered");
-    sorted.sort_unstable();
-    Ok(Figures { requests: sorted.len(), rate: sorted.len() as f64 / seconds, sorted })
+    Ok(Figures::new(sorted, started.elapsed()))
+}
+
+/// The request over HTTP/1.1.
+pub(crate) fn request(load: Load, address: SocketAddr) -> Vec<u8> {
+    format!(
+        "GET /{} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: bench\r\nX-Forwarded-For: 10.244.0.21\r\n\
+         X-Forwarded-Proto: http\r\nX-Request-Id: ed3d289c-fa5a-4b44-8e57-0141eaf50cfd\r\n{}\r\n",
+        load.body, load.fields
+    )
+    .into_bytes()
 }
 
 // === impl Connection ===
@@ -99,14 +107,7 @@ impl Connection {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         Ok(match load.protocol {
-            Protocol::Http1 => {
-                let request = format!(
-                    "GET /{} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: bench\r\nX-Forwarded-For: 10.244.0.21\r\n\
-                     X-Forwarded-Proto: http\r\nX-Request-Id: ed3d289c-fa5a-4b44-8e57-0141eaf50cfd\r\n{}\r\n",
-                    load.body, load.fields
-                );
-                Self::Http1 { stream, request: request.into_bytes(), buffer: vec![0; 128 << 10] }
-            }
+            Protocol::Http1 => Self::Http1 { stream, request: request(load, address), buffer: vec![0; 128 << 10] },
             Protocol::Http2 => {
                 let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                     .initial_stream_window_size(1 << 20)
@@ -155,6 +156,13 @@ impl Connection {
 // === impl Figures ===
 
 impl Figures {
+    /// Of the latencies of all requests, of which there is one at least, within `time`.
+    pub(crate) fn new(mut latencies: Vec<Duration>, time: Duration) -> Self {
+        latencies.sort_unstable();
+        let requests = latencies.len();
+        Self { requests, rate: requests as f64 / time.as_secs_f64(), sorted: latencies }
+    }
+
     /// In seconds.
     pub(crate) fn quantile(&self, share: f64) -> f64 {
         let rank = (share * self.sorted.len() as f64).ceil() as usize;
