@@ -213,6 +213,12 @@ impl Backends {
         self.publish(&mut state);
     }
 
+    /// Whether the endpoints still list this pod.
+    pub(crate) fn knows(&self, pod: &Arc<Pod>) -> bool {
+        let mut state = self.state.lock();
+        state.service.is(pod) || state.known(pod).is_some()
+    }
+
     fn known<'a>(&self, state: &'a mut State, endpoint: &Endpoint) -> &'a mut Known {
         let State { pods, departed, .. } = state;
         pods.entry(endpoint.clone()).or_insert_with(|| {

@@ -15,12 +15,11 @@ use http::{
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use http_body::Body as _;
-use net::{
-    InFlight, InFlightGuard, Incoming, Outbound, PooledBody, RequestBody, ResponseBody, SendFailure, Timer, headers,
-};
+use http_body_util::{BodyExt, Limited};
+use net::{InFlight, InFlightGuard, Incoming, Outbound, PooledBody, ResponseBody, SendFailure, Timer, headers};
 
 use crate::{
-    dispatch::{Attempt, Broken, Failure, dispatch},
+    dispatch::{Attempt, Broken, Failure, Reached, dispatch},
     metrics::{Exchange, Metrics, Outcome},
     observed::{Described, Observers},
     revisions::{Revision, Revisions, Watches},
@@ -42,6 +41,8 @@ const HEADER: usize = 64;
 /// What is received of a body that nobody reads: over HTTP/1.1, and at most over HTTP/2.
 const BUFFER: usize = 8 << 10;
 const WINDOW: usize = 1 << 20;
+/// Of a sidecar's answer.
+const LONGEST_REASON: usize = 4 << 10;
 
 /// What every request meets.
 pub(crate) struct Handler {
@@ -379,42 +380,40 @@ impl Attempt for Sending<'_> {
             let request = &self.outbound.request;
             (request.method().clone(), request.version(), request.body().size_hint().exact().unwrap_or(0))
         });
-        let spare = copy(&self.outbound.request);
-        let result = self.outbound.send(lease.pod().pool()).await.and_then(|mut response| {
-            let unsent = response.headers_mut().remove(&headers::UNSENT).is_some();
-            match spare.filter(|_| unsent && response.status() == StatusCode::BAD_GATEWAY) {
-                // The sidecar could not pass it on; another pod may.
-                Some(request) => {
-                    self.outbound.request = request;
-                    Err(SendFailure::new("the program of the pod does not accept connections", true))
-                }
-                None => Ok(response),
-            }
-        });
+        let spare = self.outbound.spare();
+        let mut result = self.outbound.send(lease.pod().pool()).await;
         if let Some((method, version, bytes)) = seen {
             let status = result.as_ref().ok().map(Response::status);
             self.progress.sent(lease.pod(), method.as_str(), version, bytes, status);
         }
+        let mut told = false;
+        if let Ok(response) = &mut result
+            && response.headers_mut().remove(&headers::UNSENT).is_some()
+            && response.status() == StatusCode::BAD_GATEWAY
+            && spare.is_some_and(|spare| self.outbound.restore(spare))
+        {
+            // The sidecar could not pass it on; another pod may.
+            told = true;
+            result = Err(SendFailure::new(reason(response).await, true));
+        }
         result.map_err(|error| {
             // Each pod is addressed by its own name.
             self.outbound.headers_mut().remove(header::HOST);
-            Broken { unsent: error.unsent, error }
+            let reached = match (told, error.unsent) {
+                (true, _) => Reached::Sidecar,
+                (false, true) => Reached::Nobody,
+                (false, false) => Reached::Perhaps,
+            };
+            Broken { error, reached }
         })
     }
 }
 
-/// The request once more, if it can be sent twice: without a body, and without an upgrade of its connection.
-fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.body().is_end_stream() || request.headers().contains_key(header::UPGRADE) {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    Some(copy)
+/// What a sidecar says in its answer, which is a line.
+async fn reason(response: &mut Response<PooledBody>) -> String {
+    let body = Limited::new(response.body_mut(), LONGEST_REASON).collect().await;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    String::from_utf8_lossy(&body).trim_end().to_owned()
 }
 
 fn refuse(refused: Refused) -> Box<Response<Body>> {

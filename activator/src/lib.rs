@@ -18,6 +18,7 @@ mod handler;
 mod metrics;
 mod observed;
 mod options;
+mod preempt;
 mod probe;
 mod revisions;
 mod server;

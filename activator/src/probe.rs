@@ -27,12 +27,13 @@ use kube::Api;
 use net::{Pool, PoolOptions, RequestBody, headers};
 use tokio::{
     runtime::Handle,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     backends::{Backends, Prober, ServiceRef},
+    clock,
     throttler::Pod,
 };
 
@@ -53,14 +54,42 @@ pub(crate) struct Probes {
     pub(crate) admin_port: u16,
 }
 
+/// Somebody who is asked whether a pod is ready.
+pub(crate) trait Asked: Send + Sync {
+    /// Asks once, for as long as one question may take.
+    fn ask(&self) -> impl Future<Output = Result<(), No>> + Send;
+    /// Waits until a sidecar tells that its pod is ready; false if it goes away instead, nothing if it cannot tell.
+    fn told(&self) -> impl Future<Output = Option<bool>> + Send;
+    /// The answer is one that a mesh may have given.
+    fn suspected(&self);
+    fn pause(&self, time: Duration) -> impl Future<Output = ()> + Send;
+}
+
 /// Why there is no yes.
 #[derive(Debug)]
-enum No {
+pub(crate) enum No {
     /// Nobody listens.
     Absent(String),
     /// What a mesh's proxy would say for a pod that may not be reached like this; or a sidecar that is not ready.
     PerhapsMesh(String),
     Certainly(String),
+    /// It did not answer in time.
+    Silent,
+}
+
+/// A pod's sidecar.
+struct Sidecar {
+    pod: Arc<Pod>,
+    limit: Duration,
+    admin: SocketAddr,
+    asker: Weak<Backends>,
+}
+
+/// A Service's address.
+struct Behind {
+    pool: Pool,
+    address: SocketAddr,
+    limit: Duration,
 }
 
 // === impl Probes ===
@@ -69,15 +98,10 @@ impl Prober for Probes {
     fn start(&self, pod: Arc<Pod>, asker: Weak<Backends>) -> DropGuard {
         let (limit, admin) = (self.limit, SocketAddr::new(pod.address().ip(), self.admin_port));
         self.spawn(async move {
-            let ask = || ask(pod.plain(), request(pod.address(), pod.passthrough()));
-            let suspected = || {
-                if let Some(asker) = asker.upgrade() {
-                    asker.suspected(&pod);
-                }
-            };
-            until_ready(limit, pod.address(), Some(admin), ask, suspected).await;
-            if let Some(asker) = asker.upgrade() {
-                asker.succeeded(&pod);
+            let sidecar = Sidecar { pod, limit, admin, asker };
+            until_ready(&sidecar, sidecar.pod.address()).await;
+            if let Some(asker) = sidecar.asker.upgrade() {
+                asker.succeeded(&sidecar.pod);
             }
         })
     }
@@ -87,7 +111,7 @@ impl Prober for Probes {
         self.spawn(async move {
             let address = cluster_address(client, &service).await;
             let pool = Pool::new(address, PoolOptions { max_idle: 0, ..PoolOptions::default() });
-            until_ready(limit, address, None, || ask(&pool, request(address, None)), || {}).await;
+            until_ready(&Behind { pool, address, limit }, address).await;
             if let Some(asker) = asker.upgrade() {
                 asker.service_answered(address);
             }
@@ -110,51 +134,76 @@ impl Probes {
     }
 }
 
-/// Completes when the answer is yes. Dropping the future stops asking. `admin` is where a sidecar may tell by itself.
-async fn until_ready<F>(
-    limit: Duration,
-    address: SocketAddr,
-    mut admin: Option<SocketAddr>,
-    ask: impl Fn() -> F,
-    suspected: impl Fn(),
-) where
-    F: Future<Output = Result<(), No>>,
-{
-    let started = Instant::now();
+/// Completes when the answer is yes. Dropping the future stops asking.
+pub(crate) async fn until_ready(asked: &impl Asked, address: SocketAddr) {
+    let started = clock::now();
+    let mut tells = true;
     loop {
-        let listens = match timeout(limit, ask()).await {
-            Ok(Ok(())) => return,
-            Ok(Err(No::Absent(reason))) => {
-                tracing::trace!(%address, reason, "not there yet");
-                suspected();
-                false
-            }
-            Ok(Err(No::PerhapsMesh(reason))) => {
-                tracing::trace!(%address, reason, "not ready yet");
-                suspected();
-                true
-            }
-            Ok(Err(No::Certainly(reason))) => {
-                tracing::trace!(%address, reason, "not ready yet");
-                true
-            }
-            Err(_) => {
-                tracing::trace!(%address, "no answer to a probe yet");
-                true
-            }
+        let (listens, mesh, reason) = match asked.ask().await {
+            Ok(()) => return,
+            Err(No::Absent(reason)) => (false, true, reason),
+            Err(No::PerhapsMesh(reason)) => (true, true, reason),
+            Err(No::Certainly(reason)) => (true, false, reason),
+            Err(No::Silent) => (true, false, "no answer yet".to_owned()),
         };
-        if let Some(sidecar) = admin.filter(|_| listens) {
-            match told(sidecar, limit).await {
+        tracing::trace!(%address, reason, "not ready yet");
+        if mesh {
+            asked.suspected();
+        }
+        if tells && listens {
+            match asked.told().await {
                 Some(true) => {
-                    if let Ok(Ok(())) = timeout(limit, ask()).await {
+                    if asked.ask().await.is_ok() {
                         return;
                     }
                 }
                 Some(false) => {}
-                None => admin = None,
+                None => tells = false,
             }
         }
-        sleep((started.elapsed() / 20).clamp(FIRST_PAUSE, LAST_PAUSE)).await;
+        asked.pause(((clock::now() - started) / 20).clamp(FIRST_PAUSE, LAST_PAUSE)).await;
+    }
+}
+
+// === impl Sidecar ===
+
+impl Asked for Sidecar {
+    async fn ask(&self) -> Result<(), No> {
+        let question = ask(self.pod.plain(), request(self.pod.address(), self.pod.passthrough()));
+        timeout(self.limit, question).await.unwrap_or(Err(No::Silent))
+    }
+
+    async fn told(&self) -> Option<bool> {
+        told(self.admin, self.limit).await
+    }
+
+    fn suspected(&self) {
+        if let Some(asker) = self.asker.upgrade() {
+            asker.suspected(&self.pod);
+        }
+    }
+
+    async fn pause(&self, time: Duration) {
+        sleep(time).await;
+    }
+}
+
+// === impl Behind ===
+
+impl Asked for Behind {
+    async fn ask(&self) -> Result<(), No> {
+        timeout(self.limit, ask(&self.pool, request(self.address, None))).await.unwrap_or(Err(No::Silent))
+    }
+
+    /// Nobody in particular is behind a Service.
+    async fn told(&self) -> Option<bool> {
+        None
+    }
+
+    fn suspected(&self) {}
+
+    async fn pause(&self, time: Duration) {
+        sleep(time).await;
     }
 }
 

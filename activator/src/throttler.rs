@@ -14,6 +14,8 @@
 //! No waiter is missed: a request announces itself (`waiting`) before it looks for a slot the last time, and a slot
 //! is given back before `waiting` is looked at.
 
+#[cfg(test)]
+mod interleaved;
 mod pod;
 
 use std::{
@@ -30,6 +32,7 @@ use tokio::sync::oneshot;
 
 pub use self::pod::Policy;
 pub(crate) use self::pod::{Endpoint, Link, Pod};
+use crate::preempt::{lock, point};
 
 /// Why a request may not wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -154,11 +157,13 @@ impl Bound {
 
 impl Held {
     fn add(&self, bytes: usize) {
+        point();
         self.requests.fetch_add(1, SeqCst);
         self.bytes.fetch_add(bytes, SeqCst);
     }
 
     fn remove(&self, bytes: usize) {
+        point();
         self.requests.fetch_sub(1, SeqCst);
         self.bytes.fetch_sub(bytes, SeqCst);
     }
@@ -214,6 +219,7 @@ impl Throttler {
     /// The slot may be of a pod that goes away before the caller looks; see [`Pod::is_open`].
     pub(crate) async fn acquire(&self, turn: &mut Turn) -> Result<Lease, Refused> {
         let shared = &self.shared;
+        point();
         if shared.held.requests.load(SeqCst) == 0
             && let Some(lease) = shared.reserve()
         {
@@ -231,13 +237,14 @@ impl Throttler {
     /// Replaces the pods. Requests that wait go to them at once; those under way on a pod that is not among them
     /// finish there.
     pub(crate) fn set_pods(&self, pods: Vec<Arc<Pod>>) {
-        let mut queue = self.shared.queue.lock();
+        let mut queue = lock(&self.shared.queue);
         let old = self.shared.pods.load_full();
         // Pods that stay are open all the time. Those that go are closed before they are out of sight: who takes a
         // slot of one looks afterwards whether it is still open.
         queue.generation += 1;
         pods.iter().for_each(|pod| pod.open(queue.generation));
         old.iter().for_each(|pod| pod.close_before(queue.generation));
+        point();
         self.shared.pods.store(Arc::new(pods));
         self.shared.dispatch(&mut queue);
     }
@@ -245,7 +252,7 @@ impl Throttler {
     /// The revision is gone: nobody waits any more.
     pub(crate) fn close(&self) {
         self.shared.closed.store(true, SeqCst);
-        let mut queue = self.shared.queue.lock();
+        let mut queue = lock(&self.shared.queue);
         for waiter in std::mem::take(&mut queue.waiters).into_values() {
             self.shared.leave(waiter.bytes);
         }
@@ -278,8 +285,10 @@ impl Shared {
     /// A slot of a pod that has one free.
     fn reserve(self: &Arc<Self>) -> Option<Lease> {
         loop {
+            point();
             let pods = self.pods.load();
             let pod = self.policy.choose(&pods, &self.cursor)?;
+            point();
             if pod.is_open() {
                 return Some(Lease { pod, shared: self.clone() });
             }
@@ -290,7 +299,7 @@ impl Shared {
 
     /// A slot after all, or else a place in the queue.
     fn enqueue(self: &Arc<Self>, turn: &mut Turn) -> Result<Result<Lease, Wait<'_>>, Refused> {
-        let mut queue = self.queue.lock();
+        let mut queue = lock(&self.queue);
         if self.closed.load(SeqCst) {
             return Err(Refused::Gone);
         }
@@ -364,8 +373,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.pod.release();
+        point();
         if self.shared.held.requests.load(SeqCst) > 0 {
-            self.shared.dispatch(&mut self.shared.queue.lock());
+            self.shared.dispatch(&mut lock(&self.shared.queue));
         }
     }
 }
@@ -374,7 +384,7 @@ impl Drop for Lease {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(waiter) = self.shared.queue.lock().waiters.remove(&self.id) {
+        if let Some(waiter) = lock(&self.shared.queue).waiters.remove(&self.id) {
             self.shared.leave(waiter.bytes);
         }
     }

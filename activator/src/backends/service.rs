@@ -37,11 +37,15 @@ impl Service {
 
     /// If `pod` is this one, it is not used until it has answered again.
     pub(super) fn failed(&mut self, pod: &Arc<Pod>) -> bool {
-        let is_this = self.pod.as_ref().is_some_and(|own| Arc::ptr_eq(own, pod));
+        let is_this = self.is(pod);
         if is_this {
             self.healthy = false;
         }
         is_this
+    }
+
+    pub(super) fn is(&self, pod: &Arc<Pod>) -> bool {
+        self.pod.as_ref().is_some_and(|own| Arc::ptr_eq(own, pod))
     }
 }
 

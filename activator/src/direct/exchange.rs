@@ -11,7 +11,7 @@ use wire::{Begun, Client, Cut, Plain};
 
 use super::{Direct, head::Asked};
 use crate::{
-    dispatch::{Attempt, Broken, Failure, dispatch},
+    dispatch::{Attempt, Broken, Failure, Reached, dispatch},
     handler::{Progress, REQUEST},
     throttler::{Lease, Turn},
 };
@@ -124,12 +124,16 @@ impl Attempt for Sending<'_> {
             self.progress.sent(pod, method.as_str(), Version::HTTP_11, *bytes, status);
         }
         begun.map_err(|error| {
-            let unsent = matches!(error, wire::Failure::Backend { unsent: true, .. });
-            if !unsent {
+            let reached = match error {
+                wire::Failure::Backend { told: true, .. } => Reached::Sidecar,
+                wire::Failure::Backend { unsent: true, .. } => Reached::Nobody,
+                _ => Reached::Perhaps,
+            };
+            if reached == Reached::Perhaps {
                 // It is consumed.
                 self.plain = Plain { head: 0, body: 0, ..self.plain };
             }
-            Broken { error, unsent }
+            Broken { error, reached }
         })
     }
 }

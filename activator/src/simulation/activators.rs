@@ -14,7 +14,7 @@ use super::{
 use crate::{
     backends::{Addresses, Backends, Peers, Reach, Treatment},
     clock,
-    dispatch::{Attempt, Broken, Failure, dispatch},
+    dispatch::{Attempt, Broken, Failure, PATIENCE, Patience, dispatch},
     revisions,
     sink::{self, Connection},
     stats::Reporter,
@@ -59,6 +59,7 @@ pub(super) enum Outcome {
 }
 
 struct Request<'a> {
+    executor: &'a Executor,
     handler: &'a Handler,
     delivered: bool,
     number: u64,
@@ -148,8 +149,8 @@ impl Activator {
         let handler = &self.handlers[index];
         let _counted = self.reporter.enter(&handler.revision);
         let number = handler.order.lock().arrive();
-        let mut request = Request { handler, delivered: false, number };
         let executor = &self.executor;
+        let mut request = Request { executor, handler, delivered: false, number };
         let outcome = {
             let work = async {
                 let turn = Turn::new(100);
@@ -296,7 +297,10 @@ impl Attempt for Request<'_> {
     async fn send(&mut self, lease: &Lease) -> Result<Work, Broken<SendFailure>> {
         let endpoint = lease.pod().endpoint();
         assert!(self.handler.lists(endpoint), "a request goes to a pod that has left the endpoints");
-        let served = self.handler.model.serve(endpoint, &mut self.delivered).await;
-        served.map_err(|error| Broken { unsent: error.unsent, error })
+        self.handler.model.serve(endpoint, &mut self.delivered).await
+    }
+
+    fn patience(&self) -> Patience {
+        Box::pin(self.executor.sleep(PATIENCE))
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::{Either, select};
 use net::{Breaker, SendFailure, Slot};
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -14,6 +15,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::executor::Executor;
 use crate::{
     backends::{Addresses, Backends, Prober, ServiceRef},
+    dispatch::{Broken, Reached},
+    probe::{Asked, No, until_ready},
     throttler::{Endpoint, Pod},
 };
 
@@ -44,6 +47,7 @@ struct Model {
     breaker: Option<Breaker>,
     running: Mutex<usize>,
     concurrency: usize,
+    sidecar: Sidecar,
     crashed: CancellationToken,
 }
 
@@ -56,6 +60,17 @@ enum Condition {
     Serving,
     Failing,
     Hanging,
+    /// The program is gone, and its sidecar says so to everyone whom it would have got.
+    Dead,
+}
+
+/// What a sidecar says about readiness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sidecar {
+    /// No, at once, as upstream's does.
+    AtOnce,
+    /// Nothing until it is ready, and it can be asked to tell.
+    Holds,
 }
 
 /// What a request holds in a pod until its response has ended.
@@ -72,6 +87,16 @@ pub(super) struct Probes {
     pub(super) revision: Arc<Revision>,
     pub(super) outstanding: Arc<Mutex<usize>>,
 }
+
+/// A pod that is asked.
+struct Asking {
+    revision: Arc<Revision>,
+    pod: Arc<Pod>,
+    asker: Weak<Backends>,
+}
+
+/// How long one question may take.
+const QUESTION: Duration = Duration::from_millis(300);
 
 // === impl Revision ===
 
@@ -92,9 +117,14 @@ impl Revision {
         let pods = self.state.lock().pods.clone();
         for (endpoint, model) in &pods {
             let condition = *model.condition.lock();
-            if matches!(condition, Condition::Hanging | Condition::Failing) {
-                self.crash(model);
-                self.list(endpoint, None);
+            match condition {
+                Condition::Hanging | Condition::Failing => {
+                    self.crash(model);
+                    self.list(endpoint, None);
+                }
+                // The kubelet has started it again.
+                Condition::Dead => *model.condition.lock() = Condition::Serving,
+                _ => {}
             }
         }
     }
@@ -152,6 +182,7 @@ impl Revision {
             breaker: (self.concurrency > 0).then(|| Breaker::new(self.concurrency * 10, self.concurrency)),
             running: Mutex::new(0),
             concurrency: self.concurrency,
+            sidecar: [Sidecar::AtOnce, Sidecar::Holds][self.below(2)],
             crashed: CancellationToken::new(),
         });
         self.state.lock().pods.insert(endpoint.clone(), model.clone());
@@ -168,7 +199,7 @@ impl Revision {
             if model.crashed.is_cancelled() || self.is_calm() {
                 return;
             }
-            match executor.below(8) {
+            match executor.below(10) {
                 0 => *model.condition.lock() = Condition::Failing,
                 1 => *model.condition.lock() = Condition::Hanging,
                 2 => *model.condition.lock() = Condition::Serving,
@@ -191,6 +222,20 @@ impl Revision {
                     executor.sleep(executor.up_to(2 * SECOND)).await;
                     self.crash(&model);
                     return;
+                }
+                6 => {
+                    *model.condition.lock() = Condition::Dead;
+                    // Sometimes the kubelet notices before it is there again.
+                    executor.sleep(executor.up_to(2 * SECOND)).await;
+                    let noticed = executor.chance(50);
+                    if noticed {
+                        self.list(&endpoint, Some(false));
+                    }
+                    executor.sleep(executor.up_to(8 * SECOND)).await;
+                    model.restart();
+                    if noticed {
+                        self.list(&endpoint, Some(true));
+                    }
                 }
                 _ => {}
             }
@@ -223,34 +268,53 @@ impl Revision {
     }
 
     /// What a request meets at the pod; `delivered` once the program may have seen it.
-    pub(super) async fn serve(&self, endpoint: &Endpoint, delivered: &mut bool) -> Result<Work, SendFailure> {
+    pub(super) async fn serve(&self, endpoint: &Endpoint, delivered: &mut bool) -> Result<Work, Broken<SendFailure>> {
+        let broken =
+            |what: &str, reached| Broken { error: SendFailure::new(what, reached != Reached::Perhaps), reached };
         let executor = &self.executor;
         executor.sleep(executor.up_to(Duration::from_millis(5))).await;
-        let Some(model) = self.model(endpoint) else { return Err(SendFailure::new("connection refused", true)) };
+        let Some(model) = self.model(endpoint) else { return Err(broken("connection refused", Reached::Nobody)) };
         if !self.is_calm() && executor.chance(3) {
-            return Err(SendFailure::new("closed before the request was written", true));
+            return Err(broken("closed before the request was written", Reached::Nobody));
         }
-        assert!(!std::mem::replace(delivered, true), "a request was sent to two pods");
-        let broken = || SendFailure::new("connection reset", false);
+        let program_is_gone = || *model.condition.lock() == Condition::Dead;
         let work = async {
             let slot = match &model.breaker {
                 Some(breaker) => Some(breaker.acquire().await.expect("activators send no more than the sidecar takes")),
                 None => None,
             };
+            executor.sleep(executor.up_to(Duration::from_millis(1))).await;
+            if program_is_gone() {
+                return Err(broken("the program does not listen", Reached::Sidecar));
+            }
+            assert!(!std::mem::replace(delivered, true), "a request was sent to two programs");
             let running = Running::enter(model.clone());
             loop {
                 let condition = *model.condition.lock();
                 executor.sleep(Duration::from_millis(1) + executor.up_to(SECOND / 4)).await;
                 match condition {
                     Condition::Hanging | Condition::Starting => {}
-                    Condition::Failing => return Work { status: 500, _slot: slot, _running: running },
-                    _ => return Work { status: 200, _slot: slot, _running: running },
+                    Condition::Dead => return Err(broken("the program ended", Reached::Perhaps)),
+                    Condition::Failing => return Ok(Work { status: 500, _slot: slot, _running: running }),
+                    _ => return Ok(Work { status: 200, _slot: slot, _running: running }),
                 }
             }
         };
-        match futures::future::select(Box::pin(work), Box::pin(model.crashed.cancelled())).await {
-            futures::future::Either::Left((work, _)) => Ok(work),
-            futures::future::Either::Right(_) => Err(broken()),
+        match select(Box::pin(work), Box::pin(model.crashed.cancelled())).await {
+            Either::Left((work, _)) => work,
+            Either::Right(_) => Err(broken("connection reset", Reached::Perhaps)),
+        }
+    }
+}
+
+// === impl Model ===
+
+impl Model {
+    /// The program is there again, if nothing else has happened.
+    fn restart(&self) {
+        let mut condition = self.condition.lock();
+        if *condition == Condition::Dead {
+            *condition = Condition::Serving;
         }
     }
 }
@@ -282,27 +346,20 @@ impl Prober for Probes {
         *outstanding.lock() += 1;
         let executor = revision.executor.clone();
         executor.clone().spawn(async move {
-            loop {
-                executor.sleep(Duration::from_millis(1) + executor.up_to(Duration::from_millis(300))).await;
-                // An answer may cross with the end of the question.
-                if cancelled.is_cancelled() && executor.chance(80) {
-                    break;
-                }
-                let model = revision.model(pod.endpoint());
-                if model.is_none()
-                    && let Some(asker) = asker.upgrade()
-                {
-                    asker.suspected(&pod);
-                }
-                if model.is_some_and(|model| *model.condition.lock() != Condition::Starting) {
-                    if let Some(asker) = asker.upgrade() {
-                        asker.succeeded(&pod);
+            let asking = Asking { revision, pod, asker };
+            let answered = {
+                let ready = Box::pin(until_ready(&asking, asking.pod.address()));
+                match select(ready, Box::pin(cancelled.cancelled())).await {
+                    Either::Left(_) => true,
+                    // An answer may cross with the end of the question.
+                    Either::Right((_, ready)) if executor.chance(20) => {
+                        matches!(select(ready, executor.sleep(executor.up_to(QUESTION))).await, Either::Left(_))
                     }
-                    break;
+                    Either::Right(_) => false,
                 }
-                if cancelled.is_cancelled() {
-                    break;
-                }
+            };
+            if let Some(asker) = asking.asker.upgrade().filter(|_| answered) {
+                asker.succeeded(&asking.pod);
             }
             *outstanding.lock() -= 1;
         });
@@ -312,5 +369,69 @@ impl Prober for Probes {
     /// There is no mesh: the Service answers nobody who asks there without need.
     fn start_service(&self, _: &ServiceRef, _: Weak<Backends>) -> DropGuard {
         CancellationToken::new().drop_guard()
+    }
+}
+
+// === impl Asking ===
+
+impl Asking {
+    /// The pod as it is; none if nothing listens.
+    fn model(&self) -> Option<(Arc<Model>, Condition)> {
+        let model = self.revision.model(self.pod.endpoint())?;
+        let condition = *model.condition.lock();
+        Some((model, condition))
+    }
+
+    /// Waits for so long that something may have changed.
+    async fn a_moment(&self) {
+        let executor = &self.revision.executor;
+        executor.sleep(Duration::from_millis(1) + executor.up_to(QUESTION / 3)).await;
+    }
+}
+
+impl Asked for Asking {
+    async fn ask(&self) -> Result<(), No> {
+        let executor = &self.revision.executor;
+        let silent = executor.sleep(QUESTION);
+        let answer = async {
+            loop {
+                executor.sleep(executor.up_to(Duration::from_millis(5))).await;
+                match self.model() {
+                    None => return Err(No::Absent("connection refused".to_owned())),
+                    Some((_, Condition::Serving | Condition::Failing | Condition::Hanging)) => return Ok(()),
+                    Some((model, _)) if model.sidecar == Sidecar::Holds => self.a_moment().await,
+                    Some(_) => return Err(No::PerhapsMesh("503".to_owned())),
+                }
+            }
+        };
+        match select(Box::pin(answer), silent).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(No::Silent),
+        }
+    }
+
+    async fn told(&self) -> Option<bool> {
+        let executor = &self.revision.executor;
+        loop {
+            executor.sleep(executor.up_to(Duration::from_millis(5))).await;
+            match self.model() {
+                None => return Some(false),
+                Some((model, _)) if model.sidecar == Sidecar::AtOnce => return None,
+                // The connection breaks, or the sidecar is started again.
+                Some(_) if !self.revision.is_calm() && executor.chance(5) => return Some(false),
+                Some((_, Condition::Starting | Condition::Dead)) => self.a_moment().await,
+                Some(_) => return Some(true),
+            }
+        }
+    }
+
+    fn suspected(&self) {
+        if let Some(asker) = self.asker.upgrade() {
+            asker.suspected(&self.pod);
+        }
+    }
+
+    async fn pause(&self, time: Duration) {
+        self.revision.executor.sleep(time).await;
     }
 }

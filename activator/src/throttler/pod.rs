@@ -10,6 +10,8 @@ use std::{
 
 use net::{IdleLimits, Pool, Wrap};
 
+use crate::preempt::point;
+
 /// What identifies a pod: its address, and its uid as far as known, since addresses are used again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Endpoint {
@@ -152,21 +154,25 @@ impl Pod {
     }
 
     pub(super) fn open(&self, generation: u64) {
+        point();
         self.generation.store(generation, SeqCst);
     }
 
     pub(super) fn close_before(&self, generation: u64) {
+        point();
         if self.generation.load(SeqCst) != generation {
             self.generation.store(0, SeqCst);
         }
     }
 
     pub(super) fn release(&self) {
+        point();
         self.in_flight.fetch_sub(1, SeqCst);
     }
 
     /// Takes a slot if one is free.
     fn reserve(&self) -> bool {
+        point();
         let capacity = self.capacity.load(SeqCst);
         if capacity == usize::MAX {
             self.in_flight.fetch_add(1, SeqCst);

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::{ConnectionError, Incoming, Timer, pool::PooledBody};
+use crate::{ConnectionError, Incoming, Timer, kept::KeptBody, pool::PooledBody};
 
 /// What is sent to a backend.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub enum RequestBody {
     Empty,
     Full(Bytes),
     Stream(Incoming),
+    /// One that may begin again elsewhere.
+    Kept(KeptBody),
 }
 
 /// What is sent to a client, with the guard `G` that lasts as long.
@@ -72,6 +74,7 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ConnectionError>>> {
         match self.get_mut() {
             Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Kept(kept) => Pin::new(kept).poll_frame(cx),
             this => match std::mem::take(this) {
                 Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 _ => Poll::Ready(None),
@@ -84,6 +87,7 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Full(_) => false,
             Self::Stream(incoming) => incoming.is_end_stream(),
+            Self::Kept(kept) => kept.is_end_stream(),
         }
     }
 
@@ -92,6 +96,7 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Stream(incoming) => incoming.size_hint(),
+            Self::Kept(kept) => kept.size_hint(),
         }
     }
 }

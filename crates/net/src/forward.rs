@@ -16,7 +16,7 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::{
     Incoming, Pool, RequestBody, ResponseBody, SendError, Timer, headers, http_error, incoming::Interim,
-    pool::PooledBody, tunnel,
+    kept::KeptBody, pool::PooledBody, tunnel,
 };
 
 /// A request on its way to the next hop.
@@ -28,6 +28,12 @@ pub struct Outbound {
     http2: bool,
     /// Where interim responses over HTTP/2 go.
     interim: Option<Interim>,
+}
+
+/// A request to be sent once more, should it turn out that nobody has it. Dropped, what was kept of its body goes.
+#[derive(Debug)]
+pub struct Spare {
+    request: Request<RequestBody>,
 }
 
 // === impl Outbound ===
@@ -130,6 +136,43 @@ impl Outbound {
         })
     }
 
+    /// Keeps what is needed to send the request again after it was sent: a body up to a bound. Nothing if that is not
+    /// possible, as with an upgrade of the client's connection.
+    pub fn spare(&mut self) -> Option<Spare> {
+        if self.upgrade.is_some() {
+            return None;
+        }
+        let body = match std::mem::take(self.request.body_mut()) {
+            RequestBody::Stream(body) => RequestBody::Kept(KeptBody::new(body)),
+            body => body,
+        };
+        let again = match &body {
+            RequestBody::Empty | RequestBody::Stream(_) => RequestBody::Empty,
+            RequestBody::Full(bytes) => RequestBody::Full(bytes.clone()),
+            RequestBody::Kept(kept) => RequestBody::Kept(kept.next()),
+        };
+        *self.request.body_mut() = body;
+        let mut request = Request::new(again);
+        *request.method_mut() = self.request.method().clone();
+        *request.uri_mut() = self.request.uri().clone();
+        *request.version_mut() = self.request.version();
+        *request.headers_mut() = self.request.headers().clone();
+        *request.extensions_mut() = self.request.extensions().clone();
+        Some(Spare { request })
+    }
+
+    /// Becomes what can be sent again. False if too much of its body has gone.
+    pub fn restore(&mut self, mut spare: Spare) -> bool {
+        let whole = match spare.request.body() {
+            RequestBody::Kept(kept) => kept.begin(),
+            _ => true,
+        };
+        if whole {
+            self.request = std::mem::take(&mut spare.request);
+        }
+        whole
+    }
+
     fn set_host(&mut self, destination: SocketAddr) {
         let headers = self.request.headers_mut();
         if !self.http2 {
@@ -156,6 +199,16 @@ impl Outbound {
         parts.authority = Some(authority);
         parts.path_and_query = Some(origin(self.request.uri()));
         *self.request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
+    }
+}
+
+// === impl Spare ===
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if let RequestBody::Kept(kept) = self.request.body() {
+            kept.forget();
+        }
     }
 }
 

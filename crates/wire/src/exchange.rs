@@ -35,6 +35,8 @@ pub enum Failure {
     Backend {
         message: String,
         unsent: bool,
+        /// It is the backend, a sidecar, that says so.
+        told: bool,
     },
     /// The client did not take an interim response.
     Client,
@@ -75,7 +77,7 @@ impl Client {
                 Some(stream) => (stream, true),
                 None => match self.race(backend.dial()).await {
                     Ok(Ok(stream)) => (stream, false),
-                    Ok(Err(error)) => return Err(Failure::Backend { message: error.to_string(), unsent: true }),
+                    Ok(Err(error)) => return Err(Failure::unsent(error.to_string())),
                     Err(cut) => break Err(Failure::Cut(cut)),
                 },
             };
@@ -84,7 +86,7 @@ impl Client {
                 // Not a byte has left.
                 Ok(Err((0, _))) if used => continue,
                 Ok(Err((0, error))) => {
-                    return Err(Failure::Backend { message: format!("write: {}", reason(&error)), unsent: true });
+                    return Err(Failure::unsent(format!("write: {}", reason(&error))));
                 }
                 Ok(Err((_, error))) => Ok(Err(error)),
                 Err(cut) => Err(cut),
@@ -283,7 +285,7 @@ impl Begun {
     /// The answer of a sidecar that could not pass the request on.
     fn unsent(&self) -> Failure {
         let message = String::from_utf8_lossy(&self.buffer[self.body.clone()]).trim_end().to_owned();
-        Failure::Backend { message, unsent: true }
+        Failure::Backend { message, unsent: true, told: true }
     }
 }
 
@@ -291,6 +293,10 @@ impl Begun {
 
 impl Failure {
     fn broken(message: impl Into<String>) -> Self {
-        Self::Backend { message: message.into(), unsent: false }
+        Self::Backend { message: message.into(), unsent: false, told: false }
+    }
+
+    fn unsent(message: String) -> Self {
+        Self::Backend { message, unsent: true, told: false }
     }
 }

@@ -53,7 +53,7 @@ impl Direct {
             Ok(begun) => client.relay(begun, &self.program, out).await.keep,
             Err(Failure::Cut(cut)) => client.cut(cut).await && !plain.last,
             Err(Failure::Client) => false,
-            Err(Failure::Backend { message, unsent }) => {
+            Err(Failure::Backend { message, unsent, .. }) => {
                 net::log_failure(&message);
                 let mut fields = "X-Content-Type-Options: nosniff\r\n";
                 if unsent {
