@@ -130,3 +130,109 @@ async fn within<F: Future>(work: F, patience: &mut Patience) -> Option<F::Output
         Either::Right(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, net::SocketAddr, sync::Weak};
+
+    use tokio_util::sync::{CancellationToken, DropGuard};
+
+    use super::*;
+    use crate::{
+        backends::{Addresses, Prober, Reach, ServiceRef, Treatment},
+        throttler::{Bound, Policy, QueueLimit},
+    };
+
+    /// Nobody who is asked ever answers.
+    struct Never;
+
+    impl Prober for Never {
+        fn start(&self, _: Arc<Pod>, _: Weak<Backends>) -> DropGuard {
+            CancellationToken::new().drop_guard()
+        }
+
+        fn start_service(&self, _: &ServiceRef, _: Weak<Backends>) -> DropGuard {
+            CancellationToken::new().drop_guard()
+        }
+    }
+
+    /// A request that only pods beyond the first take; the first one's program is not there.
+    struct Picky;
+
+    impl Attempt for Picky {
+        type Answer = u16;
+        type End = &'static str;
+
+        async fn wait<F: Future + Send>(&mut self, slot: F) -> Result<F::Output, &'static str> {
+            Ok(slot.await)
+        }
+
+        fn admitted(&mut self) {}
+
+        async fn send(&mut self, lease: &Lease) -> Result<u16, Broken<&'static str>> {
+            match lease.pod().address().port() {
+                1 => Err(Broken { error: "no program", reached: Reached::Sidecar }),
+                2 => Err(Broken { error: "refused", reached: Reached::Nobody }),
+                port => Ok(port),
+            }
+        }
+    }
+
+    fn listed(ports: &[u16]) -> Addresses {
+        let ready = ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port)).into()).collect();
+        Addresses { ready, ..Addresses::default() }
+    }
+
+    /// What comes of a request to a revision with pods at these ports, while `meanwhile` goes on.
+    async fn outcome(ports: &[u16], meanwhile: impl AsyncFnOnce(&Backends)) -> Result<u16, &'static str> {
+        let bound = Bound { each: 1000, total: 1000 };
+        let throttler = Throttler::new(QueueLimit::new(bound, bound), Policy::FirstAvailable);
+        let treatment = Treatment { reach: Reach::Pods, ..Treatment::of("rev") };
+        let backends = Backends::new(throttler.clone(), treatment, Arc::new(Never));
+        backends.update(&listed(ports));
+        let turn = Turn::new(0);
+        let mut picky = Picky;
+        let dispatched = std::pin::pin!(dispatch(&throttler, &backends, turn, &mut picky));
+        let changes = std::pin::pin!(async {
+            meanwhile(&backends).await;
+            pending::<()>().await;
+        });
+        match select(dispatched, changes).await {
+            Either::Left((Ok((port, _)), _)) => Ok(port),
+            Either::Left((Err(Failure::End(end)), _)) => Err(end),
+            _ => panic!("refused"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_without_its_program_is_said_so_unless_another_takes_the_request() {
+        let begun = tokio::time::Instant::now();
+        assert_eq!(outcome(&[1, 3], async |_| {}).await, Ok(3));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(outcome(&[1], async |_| {}).await, Err("no program"));
+        assert_eq!(outcome(&[1, 2], async |_| {}).await, Err("no program"));
+        assert_eq!(begun.elapsed().as_secs(), 2 * PATIENCE.as_secs());
+        let soon = async |backends: &Backends| {
+            tokio::time::sleep(PATIENCE / 2).await;
+            backends.update(&listed(&[1, 4]));
+        };
+        assert_eq!(outcome(&[1], soon).await, Ok(4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_left_was_on_its_way_out_and_the_request_waits() {
+        let late = async |backends: &Backends| {
+            tokio::time::sleep(PATIENCE / 2).await;
+            backends.update(&listed(&[]));
+            tokio::time::sleep(PATIENCE * 10).await;
+            backends.update(&listed(&[4]));
+        };
+        assert_eq!(outcome(&[1], late).await, Ok(4));
+        // Who was not reached at all waits as well.
+        let late = async |backends: &Backends| {
+            tokio::time::sleep(PATIENCE * 10).await;
+            backends.update(&listed(&[2, 5]));
+        };
+        assert_eq!(outcome(&[2], late).await, Ok(5));
+    }
+}

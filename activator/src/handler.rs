@@ -82,6 +82,7 @@ impl Handler {
             return response;
         }
         let in_flight = self.in_flight.enter();
+        let seen = self.metrics.exported().then(|| Seen::new(&request, tls));
         let revision = match self.lookup(&request).await {
             Ok(revision) => revision,
             Err(name) => {
@@ -89,10 +90,13 @@ impl Handler {
                     "Error getting active endpoint: revision.serving.knative.dev {} not found",
                     serde_json::Value::from(name)
                 );
+                if let Some(seen) = seen {
+                    // The text ends a line.
+                    self.metrics.served(None, &seen.outcome(StatusCode::NOT_FOUND, message.len() as u64 + 1));
+                }
                 return net::http_error(StatusCode::NOT_FOUND, &message);
             }
         };
-        let seen = self.metrics.exported().then(|| Seen::new(&request, tls));
         let described = self.observers.any().then(|| self.observers.describe(&request, peer, tls));
         let counted = self.reporter.enter(&revision);
         let mut timer = Timer::start(revision.limits);
@@ -119,7 +123,7 @@ impl Handler {
             response.body_mut().on_end(Box::new(move |bytes, broken| {
                 let status = if broken { StatusCode::INTERNAL_SERVER_ERROR } else { status };
                 if let Some(seen) = seen {
-                    handler.metrics.served(&revision, &seen.outcome(status, bytes));
+                    handler.metrics.served(Some(&revision), &seen.outcome(status, bytes));
                 }
                 if let Some(described) = described {
                     handler.observers.record(&described, &revision, status, bytes);

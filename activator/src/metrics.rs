@@ -126,11 +126,11 @@ impl Metrics {
         self.exported
     }
 
-    /// A request has ended.
-    pub(crate) fn served(&self, revision: &Revision, outcome: &Outcome) {
+    /// A request has ended; `revision` is none if it named none.
+    pub(crate) fn served(&self, revision: Option<&Revision>, outcome: &Outcome) {
         let host = if outcome.host.len() > LONGEST_HOST { "" } else { &outcome.host };
         let key = Served {
-            revision: revision.id,
+            revision: revision.map_or(u64::MAX, |revision| revision.id),
             method: known(outcome.method.as_str()),
             version: outcome.version,
             status: outcome.status,
@@ -148,11 +148,11 @@ impl Metrics {
         );
     }
 
-    fn find_served(&self, revision: &Revision, outcome: &Outcome, host: &str) -> [Histogram; 3] {
+    fn find_served(&self, revision: Option<&Revision>, outcome: &Outcome, host: &str) -> [Histogram; 3] {
         let (host, port) = host.rsplit_once(':').unwrap_or((host, ""));
         let (method, version) = (known(outcome.method.as_str()), protocol(outcome.version));
         let mut labels = vec![("http_request_method", method), ("http_response_status_code", outcome.status.as_str())];
-        labels.extend(all_labels(revision));
+        labels.extend(revision.into_iter().flat_map(all_labels));
         labels.extend([("network_protocol_name", "http"), ("network_protocol_version", version)]);
         labels.extend(HTTP);
         labels.push(("server_address", host));

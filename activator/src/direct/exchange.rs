@@ -66,7 +66,7 @@ impl Direct {
             }
         };
         if let Some(seen) = seen {
-            handler.metrics.served(&revision, &seen.outcome(status, bytes));
+            handler.metrics.served(Some(&revision), &seen.outcome(status, bytes));
         }
         keep
     }

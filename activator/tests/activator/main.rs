@@ -477,6 +477,14 @@ async fn probes_and_errors_are_answered_as_upstream_answers_them() {
             assert_eq!(answer.split_once("\r\n\r\n").expect("a head").1, body, "{headers}");
         }
     }
+    // Requests for nobody are counted without a revision, and probes not at all.
+    let metrics = get_path(setup.activator.metrics_address().expect("asked for"), "/metrics").await;
+    let counted: Vec<_> =
+        metrics.lines().filter(|line| line.starts_with("http_server_request_duration_seconds_count")).collect();
+    let nobody = counted.iter().filter(|line| line.contains(r#"http_response_status_code="404""#)).collect::<Vec<_>>();
+    assert_eq!(nobody.len(), 1, "{counted:?}");
+    assert!(!nobody[0].contains("kn_revision_name") && nobody[0].ends_with(" 2"), "{nobody:?}");
+    assert!(counted.iter().all(|line| !line.contains(r#"status_code="400""#)), "{counted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

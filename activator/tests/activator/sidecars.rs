@@ -55,6 +55,72 @@ async fn a_body_that_is_here_goes_elsewhere_with_its_request() {
     assert_eq!(pod.served.load(Ordering::SeqCst), 20, "each of them once");
 }
 
+/// A pod that answers with the body of its request, over either version of HTTP.
+async fn echo() -> SocketAddr {
+    use http_body_util::BodyExt;
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(net::serve(
+        listener,
+        net::Connections::new(),
+        |request: http::Request<net::Incoming>, _| async move {
+            let body = request.into_body().collect().await.expect("a body").to_bytes();
+            net::text::<()>(http::StatusCode::OK, String::from_utf8_lossy(&body).into_owned())
+        },
+    ));
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_comes_in_pieces_goes_elsewhere_too() {
+    use http_body_util::BodyExt;
+
+    let (setup, sidecar, _) = half().await;
+    setup.cluster.endpoints("half", &[loopback(sidecar.0.serving_address()), echo().await], &[]);
+    for number in 0..20 {
+        let mut stream = TcpStream::connect(setup.address()).await.expect("listening");
+        let head = for_revision("half");
+        let request = format!("POST / HTTP/1.1\r\nHost: a\r\n{head}Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let rest = format!("2\r\n{number:02}\r\n0\r\n\r\n");
+        stream.write_all(rest.as_bytes()).await.expect("sent");
+        let answer = read_answer(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.ends_with(&format!("\r\n\r\nbody{number:02}")), "{answer}");
+    }
+    let client = net::Pool::new(setup.activator.h2c_address(), net::PoolOptions::default());
+    for _ in 0..20 {
+        let mut request = http::Request::new(net::RequestBody::Full("hello".into()));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = http::Uri::from_static("http://hello.example.com/");
+        *request.version_mut() = http::Version::HTTP_2;
+        request.headers_mut().insert("knative-serving-namespace", "default".parse().unwrap());
+        request.headers_mut().insert("knative-serving-revision", "half".parse().unwrap());
+        let response = client.send_http2(request).await.expect("a response");
+        assert_eq!(response.status(), http::StatusCode::OK);
+        assert_eq!(response.into_body().collect().await.expect("a body").to_bytes(), "hello");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nobody_else_is_the_sidecars_answer_is_given() {
+    let setup = Setup::new().await;
+    setup.revision("dead", 0, 300).await;
+    let (_refuses, program) = bound();
+    let sidecar = queue_proxy::start(sidecar(0, program.port())).await.expect("a free port");
+    setup.cluster.endpoints("dead", &[loopback(sidecar.serving_address())], &[]);
+    let head = for_revision("dead");
+    let long = format!("{head}TE: trailers\r\n");
+    let answers =
+        tokio::join!(get_on(WAYS[0], setup.address(), "/", &head), get_on(WAYS[1], setup.address(), "/", &long));
+    for answer in [answers.0, answers.1] {
+        assert!(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer}");
+        assert!(answer.to_lowercase().contains("connection refused"), "{answer}");
+        assert!(!answer.to_lowercase().contains("k-unsent"), "{answer}");
+    }
+}
+
 /// How a sidecar is asked about readiness, and what it answers.
 #[derive(Clone, Default)]
 struct Told {
