@@ -124,7 +124,7 @@ impl Described {
     /// request to the pod, which is the parent that the pod sees.
     fn spans(&self, tracer: &Tracer, context: &Context, revision: &Revision, status: StatusCode, now: Instant) {
         let part = |name, kind, id, parent, start, end| Part { name, kind, id, parent, start, end };
-        let path = if self.request.uri.path().is_empty() { "/" } else { self.request.uri.path() };
+        let path = if self.request.path().is_empty() { "/" } else { self.request.path() };
         let request = format!("{} {path}", self.request.method);
         let mut parts = vec![part("handle", Kind::Server, context.server, context.parent, self.request.started, now)];
         if let Some(waiting) = self.waiting.get() {
@@ -141,7 +141,7 @@ impl Described {
             ("kn.configuration.name", &revision.configuration),
             ("kn.revision.name", &revision.key.name),
             ("kn.service.name", &revision.service),
-            ("server.address", self.request.host()),
+            ("server.address", &self.request.host),
             ("url.path", path),
         ];
         let numbers = [("http.response.status_code", i64::from(status.as_u16()))];

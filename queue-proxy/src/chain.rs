@@ -15,7 +15,10 @@ use http::{
     Request, Response, StatusCode,
     header::{self, HeaderMap, HeaderValue},
 };
-use net::{Breaker, InFlight, InFlightGuard, Incoming, Limits, Outbound, Pool, ResponseBody, Slot, Timer, headers};
+use net::{
+    Breaker, InFlight, InFlightGuard, Incoming, Limits, Outbound, Pool, ResponseBody, Slot, Timer,
+    headers::{self, Agent, Marks},
+};
 
 use crate::{
     drain::Drainer,
@@ -88,16 +91,15 @@ impl Chain {
 
     async fn answer(&self, request: Request<Incoming>, peer: SocketAddr, seen: Option<&Arc<Seen>>) -> Response<Body> {
         let map = request.headers();
-        let agent = headers::text(map, &header::USER_AGENT);
-        let from_activator = agent.starts_with(headers::ACTIVATOR_PROBE_AGENT);
-        if from_activator
-            || agent.starts_with(headers::KUBE_PROBE_PREFIX)
-            || agent.starts_with(headers::AUTOSCALING_PROBE_AGENT)
-        {
-            let patience = if from_activator { Patience::UntilReady } else { Patience::AsConfigured };
-            return self.probe(map, patience).await;
+        let marks = Marks::of(map);
+        match marks.agent {
+            Agent::Other => {}
+            Agent::ActivatorProbe => return Box::pin(self.probe(map, Patience::UntilReady)).await,
+            Agent::Kubelet | Agent::AutoscalingProbe => {
+                return Box::pin(self.probe(map, Patience::AsConfigured)).await;
+            }
         }
-        if map.get(&headers::NETWORK_PROBE).is_some_and(|value| value == headers::PROBE) {
+        if marks.hash_probe {
             return self.echo_hash(map);
         }
         self.drainer.request();
@@ -105,7 +107,7 @@ impl Chain {
 
         let mut timer = Timer::start(self.limits);
         timer.watch(&request);
-        let Some(outcome) = timer.limit(self.proxy(request, peer.ip(), in_flight, seen)).await else {
+        let Some(outcome) = timer.limit(self.proxy(request, marks, peer.ip(), in_flight, seen)).await else {
             return timed_out(timer.message());
         };
         match outcome {
@@ -124,22 +126,28 @@ impl Chain {
     async fn proxy(
         &self,
         mut request: Request<Incoming>,
+        marks: Marks,
         peer: IpAddr,
         in_flight: InFlightGuard,
         seen: Option<&Arc<Seen>>,
     ) -> Result<(Outbound, Response<net::PooledBody>, Ticket), Box<Response<Body>>> {
         let bytes = if self.breaker.is_some() { pending::head(&request) } else { 0 };
         // Before this hop is added: upstream names the hops before the sidecar.
-        forwarded::add(request.headers_mut());
+        if marks.forwarding && !marks.forwarded {
+            forwarded::add(request.headers_mut());
+        }
         let mut outbound = Outbound::new(request, peer)?;
         let mut ticket = Ticket::new(in_flight);
         let map = outbound.headers_mut();
-        map.remove(&headers::REVISION);
-        map.remove(&headers::NAMESPACE);
-        if !headers::is_kubelet_probe(map) {
-            let proxied = map.get(&headers::PROXY_REQUEST).is_some_and(|value| value == headers::ACTIVATOR);
-            restore_host(map);
-            ticket.count(&self.stats, Instant::now(), proxied);
+        if marks.revision {
+            map.remove(&headers::REVISION);
+            map.remove(&headers::NAMESPACE);
+        }
+        if !marks.kubelet_probe {
+            if marks.original_host {
+                restore_host(map);
+            }
+            ticket.count(&self.stats, Instant::now(), marks.proxied);
             if let Some(breaker) = &self.breaker {
                 if let Some(seen) = seen {
                     let _ = seen.waited.set(Instant::now());
@@ -167,9 +175,8 @@ impl Chain {
             Ok(response) => Ok((outbound, response, ticket)),
             Err(failure) => {
                 let mut response = net::bad_gateway(&failure);
-                let asked = outbound.headers().get(&headers::PROXY_REQUEST);
                 // Only an activator knows what to do with it: it may have another pod.
-                if failure.unsent && asked.is_some_and(|value| value == headers::ACTIVATOR) {
+                if failure.unsent && marks.proxied {
                     response.headers_mut().insert(headers::UNSENT.clone(), HeaderValue::from_static("true"));
                 }
                 Err(Box::new(response))

@@ -7,12 +7,13 @@
 
 mod exchange;
 mod head;
+mod watch;
 
 use std::{net::SocketAddr, sync::Arc};
 
 use net::{Connections, Http, Prefixed};
 use tokio::net::TcpStream;
-use wire::{Backend, Client, Next};
+use wire::{Backend, Client, Head, Next};
 
 use crate::chain::Chain;
 
@@ -34,17 +35,15 @@ impl Direct {
 
     /// Serves one connection to its end.
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: Connections) {
-        if self.chain.observers.any() {
-            // Whoever looks at requests gets them taken apart.
-            return Box::pin(self.hand_over(Vec::new(), stream, peer, &connections)).await;
-        }
         let mut client = Client::new(stream, connections.join(), self.chain.limits);
         let address = peer.ip().to_canonical().to_string();
+        let observers = Some(&*self.chain.observers).filter(|observers| observers.any());
         let mut out = Vec::new();
         loop {
-            match client.next(|input| head::request(input, &address, &mut out)).await {
-                Next::Plain(plain, proxied) => {
-                    if !self.exchange(&mut client, plain, proxied, &mut out).await {
+            let see = |head: &Head<'_>| observers.map(|observers| observers.see_plain(head, peer));
+            match client.next(|input| head::request(input, &address, see, &mut out)).await {
+                Next::Plain(plain, asked) => {
+                    if !self.exchange(&mut client, plain, asked, &mut out).await {
                         return;
                     }
                 }

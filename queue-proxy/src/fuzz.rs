@@ -9,7 +9,7 @@ use crate::direct::parse_request;
 /// A request that is taken for plain leaves as exactly one well-formed request of the same length.
 pub fn request(data: &[u8]) {
     let mut out = Vec::new();
-    let Incoming::Plain(plain, _) = parse_request(data, "10.0.0.1", &mut out) else { return };
+    let Incoming::Plain(plain, _) = parse_request(data, "10.0.0.1", |_| None, &mut out) else { return };
     assert!(plain.head + plain.body <= data.len());
     let mut fields = [httparse::EMPTY_HEADER; 128];
     let mut parsed = httparse::Request::new(&mut fields);

@@ -70,9 +70,26 @@ impl Observers {
 
     /// Describes a request, before anything is done with it.
     pub(crate) fn see(&self, request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Arc<Seen> {
-        let mut seen = Seen::new(request, peer, tls);
-        seen.trace = self.tracer.as_ref().filter(|_| !seen.probe).map(|tracer| tracer.context(&seen.request.headers));
-        Arc::new(seen)
+        self.describe(Described::new(request, peer, tls), headers::is_probe(request.headers()))
+    }
+
+    /// The same of a plain request.
+    pub(crate) fn see_plain(&self, head: &wire::Head<'_>, peer: SocketAddr) -> Arc<Seen> {
+        let (method, target) = (head.method, head.path);
+        self.describe(Described::plain(method, target, head.host, head.fields(), head.body, peer), false)
+    }
+
+    fn describe(&self, request: Described, probe: bool) -> Arc<Seen> {
+        let trace = self.tracer.as_ref().filter(|_| !probe).map(|tracer| tracer.context(&request.headers));
+        Arc::new(Seen {
+            request,
+            probe,
+            waited: OnceLock::new(),
+            trace,
+            program: OnceLock::new(),
+            answered: AtomicBool::new(false),
+            tunnel: AtomicBool::new(false),
+        })
     }
 
     /// Arranges for `response` to be recorded at its end.
@@ -83,7 +100,7 @@ impl Observers {
         }
         if self.server_timing
             && !seen.probe
-            && let Some(value) = seen.timing()
+            && let Some(value) = seen.timing().and_then(|text| HeaderValue::try_from(text).ok())
         {
             response.headers_mut().append(SERVER_TIMING.clone(), value);
         }
@@ -105,7 +122,7 @@ impl Observers {
         }
     }
 
-    fn record(&self, seen: &Seen, status: StatusCode, bytes: u64, broken: bool) {
+    pub(crate) fn record(&self, seen: &Seen, status: StatusCode, bytes: u64, broken: bool) {
         let now = Instant::now();
         let app_status = if broken { StatusCode::INTERNAL_SERVER_ERROR } else { status };
         if let (Some(tracer), Some(context)) = (&self.tracer, &seen.trace) {
@@ -115,7 +132,7 @@ impl Observers {
             metrics.record(&Outcome {
                 method: &seen.request.method,
                 version: seen.request.version,
-                host: seen.request.host(),
+                host: &seen.request.host,
                 tls: seen.request.tls,
                 tag: seen.tag(),
                 status,
@@ -184,25 +201,11 @@ pub(crate) fn revision(config: &Config) -> Revision {
 // === impl Seen ===
 
 impl Seen {
-    fn new(request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Self {
-        Self {
-            request: Described::new(request, peer, tls),
-            probe: headers::is_probe(request.headers()),
-            waited: OnceLock::new(),
-            trace: None,
-            program: OnceLock::new(),
-            answered: AtomicBool::new(false),
-            tunnel: AtomicBool::new(false),
-        }
-    }
-
     /// `queue;dur=0.1, app;dur=2.5`, in milliseconds, at the moment the response starts.
-    fn timing(&self) -> Option<HeaderValue> {
+    pub(crate) fn timing(&self) -> Option<String> {
         let program = self.program.get()?;
         let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
-        let text =
-            format!("queue;dur={:.3}, app;dur={:.3}", ms(*program - self.request.started), ms(program.elapsed()));
-        HeaderValue::try_from(text).ok()
+        Some(format!("queue;dur={:.3}, app;dur={:.3}", ms(*program - self.request.started), ms(program.elapsed())))
     }
 
     pub(crate) fn tag(&self) -> &str {

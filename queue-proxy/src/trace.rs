@@ -42,8 +42,8 @@ pub(crate) fn record(tracer: &Tracer, context: &Context, seen: &Seen, status: St
     let texts = [
         ("http.request.method", seen.request.method.as_str()),
         ("kn.route.tag", seen.tag()),
-        ("server.address", seen.request.host()),
-        ("url.path", seen.request.uri.path()),
+        ("server.address", &seen.request.host),
+        ("url.path", seen.request.path()),
     ];
     let numbers = [("http.response.status_code", i64::from(status.as_u16()))];
     tracer.record(context, &parts, &texts, &numbers, status.is_server_error());

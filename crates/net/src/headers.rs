@@ -50,6 +50,83 @@ pub fn is_probe(headers: &HeaderMap) -> bool {
     headers.get(&NETWORK_PROBE).is_some_and(|value| !value.is_empty()) || is_kubelet_probe(headers)
 }
 
+/// Who a request says that it is from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Agent {
+    #[default]
+    Other,
+    Kubelet,
+    ActivatorProbe,
+    AutoscalingProbe,
+}
+
+/// What the data path looks for in a request's headers, found in one pass: a lookup by name costs as much as looking at
+/// all that there are. Where a header comes several times, its first value counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Marks {
+    pub agent: Agent,
+    /// `K-Network-Probe: probe`
+    pub hash_probe: bool,
+    /// A kubelet's probe, by its agent or by what a mesh's rewriting leaves.
+    pub kubelet_probe: bool,
+    /// Sent by an activator.
+    pub proxied: bool,
+    /// There is an original host.
+    pub original_host: bool,
+    /// It names the revision or its namespace.
+    pub revision: bool,
+    /// There is a `Forwarded` that says something.
+    pub forwarded: bool,
+    /// There is an `X-Forwarded-For`, `-Proto` or `-Host` that says something.
+    pub forwarding: bool,
+}
+
+// === impl Agent ===
+
+impl Agent {
+    fn of(text: &[u8]) -> Self {
+        match text {
+            _ if text.starts_with(KUBE_PROBE_PREFIX.as_bytes()) => Self::Kubelet,
+            _ if text.starts_with(ACTIVATOR_PROBE_AGENT.as_bytes()) => Self::ActivatorProbe,
+            _ if text.starts_with(AUTOSCALING_PROBE_AGENT.as_bytes()) => Self::AutoscalingProbe,
+            _ => Self::Other,
+        }
+    }
+}
+
+// === impl Marks ===
+
+impl Marks {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut marks = Self::default();
+        let mut last = "";
+        for (name, value) in headers {
+            let (name, value) = (name.as_str(), value.as_bytes());
+            // Further values follow the first.
+            if name == std::mem::replace(&mut last, name) {
+                continue;
+            }
+            match (name.len(), name) {
+                (9, "forwarded") => marks.forwarded = !value.is_empty(),
+                (10, "user-agent") => {
+                    marks.agent = Agent::of(value);
+                    marks.kubelet_probe |= marks.agent == Agent::Kubelet;
+                }
+                (15, "k-network-probe") => marks.hash_probe = value == PROBE.as_bytes(),
+                (15, "k-kubelet-probe") => marks.kubelet_probe |= !value.is_empty(),
+                (15, "k-proxy-request") => marks.proxied = value == ACTIVATOR.as_bytes(),
+                (15, "k-original-host") => marks.original_host = !value.is_empty(),
+                (15, "x-forwarded-for") | (16, "x-forwarded-host") | (17, "x-forwarded-proto") => {
+                    marks.forwarding |= !value.is_empty();
+                }
+                (24, "knative-serving-revision") | (25, "knative-serving-namespace") => marks.revision = true,
+                _ => {}
+            }
+        }
+        marks
+    }
+}
+
 /// True if `host` has no character that a host cannot have, as upstream looks at it.
 pub fn is_host(host: &[u8]) -> bool {
     host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!$%&()*+,-.:;=@[]'_~".contains(byte))
@@ -74,6 +151,10 @@ pub fn lists(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 /// Removes what belongs to one hop only. `TE: trailers` survives, because trailers do; so does `Trailer`, which
 /// announces the trailers that are passed on.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none, and looking for each of them by name costs more than looking at all that there are.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         let mut named = smallvec::SmallVec::<[HeaderName; 4]>::new();
         for value in headers.get_all(header::CONNECTION) {
@@ -107,6 +188,21 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    match name.len() {
+        2 => name == "te",
+        7 => name == "upgrade",
+        10 => name == "connection" || name == "keep-alive",
+        14 => name == "http2-settings",
+        16 => name == "proxy-connection",
+        17 => name == "transfer-encoding",
+        18 => name == "proxy-authenticate",
+        19 => name == "proxy-authorization",
+        _ => false,
+    }
+}
+
 /// Appends the peer to `X-Forwarded-For`, folding several lines into one as upstream does.
 pub fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr) {
     use std::io::Write;
@@ -124,6 +220,42 @@ pub fn append_forwarded_for(headers: &mut HeaderMap, peer: IpAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_are_what_lookups_would_find() {
+        let mut map = HeaderMap::new();
+        assert_eq!(Marks::of(&map), Marks::default());
+        for (name, value) in [
+            ("user-agent", "kube-probe/1.34"),
+            ("user-agent", "other"),
+            ("k-network-probe", "queue"),
+            ("k-network-probe", "probe"),
+            ("k-proxy-request", "activator"),
+            ("k-original-host", ""),
+            ("knative-serving-namespace", "n"),
+            ("forwarded", ""),
+            ("x-forwarded-proto", "http"),
+        ] {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let marks = Marks::of(&map);
+        let expected = Marks {
+            agent: Agent::Kubelet,
+            kubelet_probe: true,
+            proxied: true,
+            revision: true,
+            forwarding: true,
+            ..Marks::default()
+        };
+        assert_eq!(marks, expected);
+        assert_eq!(marks.kubelet_probe, is_kubelet_probe(&map));
+        map.insert("k-network-probe", HeaderValue::from_static("probe"));
+        map.insert("k-original-host", HeaderValue::from_static("a"));
+        map.insert("user-agent", HeaderValue::from_static("Knative-Activator-Probe"));
+        let marks = Marks::of(&map);
+        assert!(marks.hash_probe && marks.original_host && !marks.kubelet_probe);
+        assert_eq!(marks.agent, Agent::ActivatorProbe);
+    }
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut map = HeaderMap::new();

@@ -25,6 +25,7 @@ mod respond;
 mod serve;
 mod stats;
 mod streams;
+mod target;
 mod timeout;
 mod tunnel;
 mod watched;

@@ -138,7 +138,9 @@ impl<G: Send + Unpin + 'static> Connection<G> {
         let (noted, again) = (wire.clone(), http.clone());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let mut request = request.map(Incoming::Http1);
-            let serving = noted.serve();
+            let alone =
+                hyper::body::Body::is_end_stream(request.body()) && !request.headers().contains_key(header::UPGRADE);
+            let serving = noted.serve(alone);
             let answer: Answer<G> = if let Some((status, text)) = objection(&request) {
                 Box::pin(ready(refused(status, text)))
             } else if h2c::is_asked(&request) {

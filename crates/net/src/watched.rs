@@ -6,6 +6,9 @@
 //!
 //! A head has to arrive within a limit that starts with its first byte, so that idle connections have no timer. What
 //! is read while a request is served belongs to that request.
+//!
+//! A request's target may have characters that the standard asks to be encoded and hyper refuses; they are encoded on
+//! the way to it (see `target`).
 
 use std::{
     io::{self, Write as _},
@@ -24,7 +27,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::headers;
+use crate::{Prefixed, headers, target::Line};
 
 /// How long a client may take to send a head.
 pub const HEAD_TIME: Duration = Duration::from_secs(60);
@@ -35,6 +38,8 @@ const MAX_INTERIM: usize = 64 << 10;
 pub(crate) struct Watched<I> {
     io: I,
     wire: Wire,
+    /// What was read and had to be changed.
+    changed: Prefixed<tokio::io::Empty>,
 }
 
 /// Writes interim responses to a client over HTTP/1.1.
@@ -54,6 +59,10 @@ struct State {
     serving: usize,
     /// The first byte of a head that is not complete.
     head_since: Option<Instant>,
+    /// Where what is read next begins.
+    line: Line,
+    /// The last bytes that were read.
+    tail: [u8; 4],
 }
 
 /// A body at whose end its request is no longer served.
@@ -74,15 +83,26 @@ pub(crate) struct HeadClock {
 
 impl Wire {
     pub(crate) fn new() -> Self {
-        let state = State { flushed: true, interim: Vec::new(), told: None, waker: None, serving: 0, head_since: None };
+        let state = State {
+            flushed: true,
+            interim: Vec::new(),
+            told: None,
+            waker: None,
+            serving: 0,
+            head_since: None,
+            line: Line::Method,
+            tail: [0; 4],
+        };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// A request has arrived.
-    pub(crate) fn serve(&self) -> Serving {
+    /// A request has arrived; `alone` if nothing but another request can follow its head.
+    pub(crate) fn serve(&self, alone: bool) -> Serving {
         let mut state = self.state.lock();
         state.serving += 1;
         state.head_since = None;
+        // What was read with it is at the end of a head too, or it would not be at the end of this one.
+        state.line = if alone && state.tail == *b"\r\n\r\n" { Line::Method } else { Line::Unknown };
         Serving(self.clone())
     }
 
@@ -166,7 +186,7 @@ impl HeadClock {
 
 impl<I> Watched<I> {
     pub(crate) fn new(io: I, wire: Wire) -> Self {
-        Self { io, wire }
+        Self { io, wire, changed: Prefixed::new(Vec::new(), tokio::io::empty()) }
     }
 }
 
@@ -196,12 +216,27 @@ impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut this.changed).poll_read(cx, buf))?;
         if buf.filled().len() > before {
-            let mut state = this.wire.state.lock();
-            if state.serving == 0 {
-                state.head_since.get_or_insert_with(Instant::now);
-            }
+            return Poll::Ready(Ok(()));
+        }
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let read = &buf.filled()[before..];
+        if read.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = this.wire.state.lock();
+        if state.serving == 0 {
+            state.head_since.get_or_insert_with(Instant::now);
+        }
+        for byte in &read[read.len().saturating_sub(4)..] {
+            state.tail.rotate_left(1);
+            state.tail[3] = *byte;
+        }
+        if let Some(changed) = state.line.encode(read) {
+            buf.set_filled(before);
+            this.changed = Prefixed::new(changed, tokio::io::empty());
+            return Pin::new(&mut this.changed).poll_read(cx, buf);
         }
         Poll::Ready(Ok(()))
     }
@@ -351,7 +386,7 @@ mod tests {
         map.insert("x-own", http::HeaderValue::from_static("1"));
         let hints = StatusCode::EARLY_HINTS;
         wire.send(hints, &map);
-        let serving = wire.serve();
+        let serving = wire.serve(true);
         assert!(wire.told().is_none(), "nobody had asked");
         // Longer than what the connection takes at once.
         server.write_all(b"begun").await.expect("room");

@@ -94,9 +94,13 @@ enum Way {
 impl Context {
     /// Tells the program that the request to it is its parent.
     pub fn inject(&self, headers: &mut HeaderMap) {
+        headers.insert(TRACEPARENT.clone(), HeaderValue::try_from(self.parent_of()).expect("hexadecimal digits"));
+    }
+
+    /// The same as the text of a `traceparent`.
+    pub fn parent_of(&self) -> String {
         let flags = u8::from(self.sampled);
-        let text = format!("00-{:032x}-{:016x}-{flags:02x}", self.trace, self.client);
-        headers.insert(TRACEPARENT.clone(), HeaderValue::try_from(text).expect("hexadecimal digits"));
+        format!("00-{:032x}-{:016x}-{flags:02x}", self.trace, self.client)
     }
 }
 

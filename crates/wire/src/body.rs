@@ -19,6 +19,14 @@ pub(crate) enum Body {
     Close,
 }
 
+/// How much of a piece belongs to the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) bytes: usize,
+    /// Without what frames them.
+    pub(crate) data: usize,
+}
+
 // === impl Body ===
 
 impl Body {
@@ -30,22 +38,29 @@ impl Body {
         }
     }
 
-    /// How many bytes of `piece` belong to the body, and what to write for them after what is in `out`; `None` if they
-    /// cannot be right.
-    pub(crate) fn pass<'a>(&mut self, piece: &'a [u8], out: &'a mut Vec<u8>) -> Option<(usize, [&'a [u8]; 3])> {
+    /// What of `piece` belongs to the body, and what to write for it after what is in `out`; `None` if it cannot be
+    /// right.
+    pub(crate) fn pass<'a>(&mut self, piece: &'a [u8], out: &'a mut Vec<u8>) -> Option<(Taken, [&'a [u8]; 3])> {
         match self {
             Self::Length(left) => {
-                let step = (*left).min(piece.len() as u64);
-                *left -= step;
-                Some((step as usize, [out, &piece[..step as usize], &[]]))
+                let step = (*left).min(piece.len() as u64) as usize;
+                *left -= step as u64;
+                Some((Taken { bytes: step, data: step }, [out, &piece[..step], &[]]))
             }
             Self::Chunked { chunks, split } => {
-                let mut after = chunks.clone();
-                let taken = after.scan(piece).ok()?;
+                let (mut after, mut data) = (chunks.clone(), 0);
+                let bytes = after
+                    .take_apart(piece, |part| {
+                        if let Part::Data(part) = part {
+                            data += part.len();
+                        }
+                    })
+                    .ok()?;
+                let taken = Taken { bytes, data };
                 let at_boundary = after.is_between() || after.is_done();
                 if at_boundary && !*split {
                     *chunks = after;
-                    return Some((taken, [out, &piece[..taken], &[]]));
+                    return Some((taken, [out, &piece[..bytes], &[]]));
                 }
                 chunks
                     .take_apart(piece, |part| match part {
@@ -61,10 +76,10 @@ impl Body {
                 *split = !at_boundary;
                 Some((taken, [out, &[], &[]]))
             }
-            Self::Close if piece.is_empty() => Some((0, [out, &[], &[]])),
+            Self::Close if piece.is_empty() => Some((Taken { bytes: 0, data: 0 }, [out, &[], &[]])),
             Self::Close => {
                 let _ = write!(out, "{:x}\r\n", piece.len());
-                Some((piece.len(), [out, piece, b"\r\n"]))
+                Some((Taken { bytes: piece.len(), data: piece.len() }, [out, piece, b"\r\n"]))
             }
         }
     }
@@ -94,15 +109,22 @@ mod tests {
 
     /// What the client gets for pieces of at most `step` bytes, and the body's state after them.
     fn passed(framing: Framing, bytes: &[u8], step: usize) -> (Vec<u8>, Body) {
-        let (mut body, mut all) = (Body::new(framing), Vec::new());
+        let (mut body, mut all, mut data) = (Body::new(framing), Vec::new(), 0);
         for piece in bytes.chunks(step) {
             let mut out = Vec::new();
             let (taken, parts) = body.pass(piece, &mut out).expect("valid");
             all.extend(parts.concat());
-            if taken < piece.len() {
+            data += taken.data;
+            if taken.bytes < piece.len() {
                 break;
             }
         }
+        let said = match framing {
+            Framing::Chunked if !body.is_done() => data,
+            Framing::Chunked => decoded(&all).0.len(),
+            _ => bytes.len(),
+        };
+        assert_eq!(data, said, "what is counted is the data");
         (all, body)
     }
 

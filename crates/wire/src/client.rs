@@ -215,11 +215,18 @@ impl Client {
     pub async fn cut(&mut self, cut: Cut) -> bool {
         match cut {
             Cut::Gone => false,
-            Cut::Time => {
-                let text = self.clock.message();
-                self.reply("504 Gateway Timeout", "", text).await
-            }
+            Cut::Time => self.reply("504 Gateway Timeout", "", self.message()).await,
         }
+    }
+
+    /// The current request is one whose answers have no body.
+    pub fn is_bodiless(&self) -> bool {
+        self.bodiless
+    }
+
+    /// What is said when a time limit is reached.
+    pub fn message(&self) -> &'static str {
+        self.clock.message()
     }
 
     /// An answer of our own, with more `fields` if not empty (each with its line end).

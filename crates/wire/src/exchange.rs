@@ -49,7 +49,7 @@ pub struct Relayed {
     pub keep: bool,
     /// Bytes of its body that went out.
     pub bytes: u64,
-    /// It was broken off: by the backend, or by a time limit.
+    /// It was broken off before its end, by the backend or by a time limit.
     pub broken: bool,
 }
 
@@ -232,14 +232,14 @@ impl Client {
                     relayed.broken = true;
                     return relayed;
                 };
-                relayed.bytes += taken as u64;
+                relayed.bytes += taken.data as u64;
                 if !self.write(parts).await {
                     return relayed;
                 }
                 out.clear();
                 if body.is_done() {
                     // Bytes after the end belong to no request.
-                    if answer.reusable && taken == piece.len() {
+                    if answer.reusable && taken.bytes == piece.len() {
                         backend.give_back(stream);
                     }
                     relayed.keep = !last && !self.member.is_closing();
@@ -254,8 +254,12 @@ impl Client {
                     return relayed;
                 }
                 Err(Cut::Time) => {
-                    relayed.broken = true;
-                    if let Some(text) = body.appended(self.clock.message()) {
+                    let message = self.clock.message();
+                    let appended = body.appended(message);
+                    // Where there is a length, what is said does not make up for what is missing.
+                    relayed.broken = appended.is_none() || matches!(body, Body::Length(_));
+                    if let Some(text) = appended {
+                        relayed.bytes += message.len() as u64;
                         self.write([text.as_bytes(), &[], &[]]).await;
                     }
                     return relayed;

@@ -159,6 +159,11 @@ impl<'a> Head<'a> {
         Some(seen)
     }
 
+    /// All headers as they were received.
+    pub fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        self.fields.iter().map(|field| (field.name, field.value))
+    }
+
     /// Writes the request line.
     pub fn write_line(&self, out: &mut Vec<u8>) {
         for part in [self.method, " ", self.path, " HTTP/1.1\r\n"] {

@@ -1,10 +1,11 @@
 //! One plain request on its way through the chain.
 
+use http::StatusCode;
 use net::{Breaker, Slot};
 use tokio::time::Instant;
 use wire::{Client, Cut, Failure, Plain};
 
-use super::Direct;
+use super::{Direct, head::Asked, watch::Watch};
 use crate::chain::Ticket;
 
 /// Why a request got no slot.
@@ -19,8 +20,10 @@ enum Refusal {
 impl Direct {
     /// Serves the request at the start of the client's input, whose head for the program is `out`. True if the
     /// connection can carry another.
-    pub(super) async fn exchange(&self, client: &mut Client, plain: Plain, proxied: bool, out: &mut Vec<u8>) -> bool {
+    pub(super) async fn exchange(&self, client: &mut Client, plain: Plain, asked: Asked, out: &mut Vec<u8>) -> bool {
         let chain = &self.chain;
+        let Asked { proxied, seen } = asked;
+        let mut watch = Watch::new(&chain.observers, seen);
         chain.drainer.request();
         let now = Instant::now();
         client.start(now, chain.limits);
@@ -29,17 +32,18 @@ impl Direct {
         // What waits gives its buffer back; a body that is here already waits apart.
         let mut body = Vec::new();
         let plain = if let Some(breaker) = &chain.breaker {
+            watch.waits();
             let (slot, plain) = match breaker.try_acquire() {
                 Some(slot) => (slot, client.release(plain, None)),
                 None => {
                     let plain = client.release(plain, Some(&mut body));
                     match self.wait(client, breaker, out.len() + body.len()).await {
                         Ok(slot) => (slot, plain),
-                        Err(Refusal::Cut(cut)) => return client.cut(cut).await && !plain.last,
+                        Err(Refusal::Cut(cut)) => return watch.cut(client, cut).await && !plain.last,
                         Err(Refusal::Full(why)) => {
                             let fields = "X-Content-Type-Options: nosniff\r\nRetry-After: 1\r\n";
-                            let kept = client.reply("503 Service Unavailable", fields, &format!("{why}\n")).await;
-                            return kept && !plain.last;
+                            let status = StatusCode::SERVICE_UNAVAILABLE;
+                            return watch.reply(client, status, fields, &format!("{why}\n")).await && !plain.last;
                         }
                     }
                 }
@@ -49,9 +53,16 @@ impl Direct {
         } else {
             client.release(plain, None)
         };
+        watch.dispatched(chain.breaker.as_ref());
         match client.begin(&self.program, plain, &[], &body, out).await {
-            Ok(begun) => client.relay(begun, &self.program, out).await.keep,
-            Err(Failure::Cut(cut)) => client.cut(cut).await && !plain.last,
+            Ok(begun) => {
+                watch.answered(out);
+                let status = begun.answer.status;
+                let relayed = client.relay(begun, &self.program, out).await;
+                watch.relayed(status, relayed);
+                relayed.keep
+            }
+            Err(Failure::Cut(cut)) => watch.cut(client, cut).await && !plain.last,
             Err(Failure::Client) => false,
             Err(Failure::Backend { message, unsent, .. }) => {
                 net::log_failure(&message);
@@ -62,7 +73,7 @@ impl Direct {
                         fields = "X-Content-Type-Options: nosniff\r\nK-Unsent: true\r\n";
                     }
                 }
-                client.reply("502 Bad Gateway", fields, &format!("{message}\n")).await && !plain.last
+                watch.reply(client, StatusCode::BAD_GATEWAY, fields, &format!("{message}\n")).await && !plain.last
             }
         }
     }

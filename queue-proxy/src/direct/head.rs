@@ -1,11 +1,30 @@
 //! The head of a plain request, as the program gets it.
 
-use wire::{Incoming, write_field};
+use std::sync::Arc;
 
-/// Looks at the request that `input` starts with; if it is plain, `out` becomes its head for the program, and whether
-/// it came through an activator is what is returned. `peer` is the address to add to `X-Forwarded-For`.
-pub(crate) fn request(input: &[u8], peer: &str, out: &mut Vec<u8>) -> Incoming<bool> {
+use wire::{Head, Incoming, write_field};
+
+use crate::observed::Seen;
+
+/// What else is known of a plain request.
+pub(crate) struct Asked {
+    /// It came through an activator.
+    pub(crate) proxied: bool,
+    /// Its description, if somebody wants one.
+    pub(crate) seen: Option<Arc<Seen>>,
+}
+
+/// Looks at the request that `input` starts with; if it is plain, `out` becomes its head for the program. `peer` is the
+/// address to add to `X-Forwarded-For`; `see` describes the request.
+pub(crate) fn request(
+    input: &[u8],
+    peer: &str,
+    see: impl FnOnce(&Head<'_>) -> Option<Arc<Seen>>,
+    out: &mut Vec<u8>,
+) -> Incoming<Asked> {
     wire::request(input, |head| {
+        let seen = see(head);
+        let parent = seen.as_ref().and_then(|seen| seen.trace.as_ref()).map(|context| context.parent_of());
         out.clear();
         head.write_line(out);
         let original = head.original_host.filter(|host| !host.is_empty());
@@ -19,13 +38,19 @@ pub(crate) fn request(input: &[u8], peer: &str, out: &mut Vec<u8>) -> Incoming<b
             crate::forwarded::render(text(head.forwarded_for), text(head.proto), text(head.forwarded_host))
         };
         // One that says nothing is replaced.
-        head.write_copied(out, |name| made.is_some() && name.eq_ignore_ascii_case("forwarded"));
+        head.write_copied(out, |name| {
+            made.is_some() && name.eq_ignore_ascii_case("forwarded")
+                || parent.is_some() && name.eq_ignore_ascii_case("traceparent")
+        });
         head.write_forwarded_for(out, peer);
         if let Some(made) = made {
             write_field(out, "Forwarded", made.as_bytes());
         }
+        if let Some(parent) = parent {
+            write_field(out, "Traceparent", parent.as_bytes());
+        }
         out.extend_from_slice(b"\r\n");
-        Some(head.proxied)
+        Some(Asked { proxied: head.proxied, seen })
     })
 }
 
@@ -43,10 +68,10 @@ mod tests {
              x-forwarded-for: 1.1.1.1\r\nX-FORWARDED-FOR: 2.2.2.2\r\nK-Proxy-Request: activator\r\n\
              Knative-Serving-Revision: r\r\nKnative-Serving-Namespace: n\r\ncontent-length: 2\r\n\r\nhi";
         let mut out = Vec::new();
-        let Incoming::Plain(plain, proxied) = request(input.as_bytes(), "10.0.0.1", &mut out) else {
+        let Incoming::Plain(plain, asked) = request(input.as_bytes(), "10.0.0.1", |_| None, &mut out) else {
             panic!("it is plain")
         };
-        assert_eq!((plain.body, proxied, plain.repeatable), (2, true, false));
+        assert_eq!((plain.body, asked.proxied, plain.repeatable), (2, true, false));
         assert_eq!(
             String::from_utf8(out).expect("text"),
             "POST /a?b HTTP/1.1\r\nHost: h.example.com\r\nK-Proxy-Request: activator\r\nContent-Length: 2\r\n\

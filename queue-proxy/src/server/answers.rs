@@ -1,6 +1,9 @@
 //! What the ports beside the serving one answer. Bodies are of the serving port's type, so that one server is compiled.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{
     Method, Request, Response, StatusCode,
@@ -20,7 +23,11 @@ use crate::{
 const HOOK_ALONE: Duration = Duration::from_secs(1);
 
 /// The admin port: the hook of the user's container, and those who wait for the pod to become ready.
-pub(super) async fn admin(request: &Request<Incoming>, chain: &Chain, terminating: &Mutex<bool>) -> Response<Body> {
+pub(super) async fn admin(
+    request: &Request<Incoming>,
+    chain: &Arc<Chain>,
+    terminating: &Arc<Mutex<bool>>,
+) -> Response<Body> {
     match request.uri().path() {
         "/wait-for-drain" => {
             wait_for_drain(chain, terminating).await;
@@ -32,20 +39,16 @@ pub(super) async fn admin(request: &Request<Incoming>, chain: &Chain, terminatin
 }
 
 /// Drains until done. If nobody tells the sidecar itself to stop, only the container that asks is being restarted,
-/// and the drain is taken back.
-async fn wait_for_drain(chain: &Chain, terminating: &Mutex<bool>) {
-    let drain = chain.drainer.drain();
-    let alone = async {
+/// and the drain is taken back, whether or not the one who asked still waits.
+async fn wait_for_drain(chain: &Arc<Chain>, terminating: &Arc<Mutex<bool>>) {
+    let (alone, signalled) = (chain.clone(), terminating.clone());
+    tokio::spawn(async move {
         tokio::time::sleep(HOOK_ALONE).await;
-        if !*terminating.lock() {
-            chain.drainer.reset();
+        if !*signalled.lock() {
+            alone.drainer.reset();
         }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = drain => {}
-        () = alone => {}
-    }
+    });
+    chain.drainer.drain().await;
 }
 
 /// Answers the moment the program is ready (`docs/readiness.md`): 200 and `queue`, as a probe that asked just then.

@@ -116,3 +116,21 @@ async fn a_drain_of_the_program_alone_is_taken_back() {
         get(Way::Full, proxy.serving_address(), "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n").await;
     assert!(probe.ends_with("\r\n\r\nqueue"), "{probe}");
 }
+
+#[tokio::test]
+async fn a_drain_of_the_program_alone_is_taken_back_although_who_asked_has_left() {
+    let port = program(|_| async { ok("program") }).await;
+    let proxy = start(config(port)).await;
+    let mut hook = TcpStream::connect(proxy.admin_address()).await.expect("listening");
+    hook.write_all(b"GET /wait-for-drain HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
+    let fields = "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n";
+    let probed = async |expected: &str| {
+        let started = Instant::now();
+        while !get(Way::Full, proxy.serving_address(), fields).await.starts_with(expected) {
+            assert!(started.elapsed() < PATIENCE, "{expected} did not come");
+        }
+    };
+    probed("HTTP/1.1 503 ").await;
+    drop(hook);
+    probed("HTTP/1.1 200 ").await;
+}

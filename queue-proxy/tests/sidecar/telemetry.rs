@@ -177,8 +177,10 @@ async fn request_metrics_have_upstreams_names_and_labels() {
     config.observability =
         queue_proxy::Observability::parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#).unwrap();
     let proxy = start(config).await;
-    for headers in ["", "Knative-Serving-Tag: blue\r\nKnative-Serving-Default-Route: false\r\n"] {
-        get(Way::Short, proxy.serving_address(), headers).await;
+    for (way, headers) in
+        BOTH.into_iter().zip(["", "Knative-Serving-Tag: blue\r\nKnative-Serving-Default-Route: false\r\n"])
+    {
+        get(way, proxy.serving_address(), headers).await;
     }
     // Not counted.
     get(Way::Short, proxy.serving_address(), "K-Network-Probe: queue\r\n").await;
@@ -203,10 +205,109 @@ async fn request_metrics_have_upstreams_names_and_labels() {
 async fn server_timing_is_said_where_it_is_wanted() {
     let port = program(|_| async { ok("hello") }).await;
     let proxy = start(Config { server_timing: true, ..config(port) }).await;
-    let answer = get(Way::Short, proxy.serving_address(), "").await;
-    assert!(answer.contains("Server-Timing: queue;dur="), "{answer}");
+    for way in BOTH {
+        let answer = get(way, proxy.serving_address(), "").await;
+        assert!(answer.contains("Server-Timing: queue;dur=") && answer.ends_with("hello"), "{way:?}: {answer}");
+    }
+    // Of answers of the sidecar's own too.
+    let proxy_of_none = start(Config { server_timing: true, ..config(unused().await.port()) }).await;
+    for way in BOTH {
+        let answer = get(way, proxy_of_none.serving_address(), "").await;
+        assert!(answer.starts_with("HTTP/1.1 502") && answer.contains("Server-Timing: "), "{way:?}: {answer}");
+    }
     let proxy = start(config(port)).await;
     assert!(!get(Way::Short, proxy.serving_address(), "").await.contains("Server-Timing"));
+}
+
+/// Metrics alone, to be scraped.
+fn scraped(config: Config) -> Config {
+    let config = observing(config, r#"{"requestMetrics":{"protocol":"prometheus"}}"#);
+    Config { metrics: MetricsListener { host: None, port: 0, tls: None }, ..config }
+}
+
+#[tokio::test]
+async fn whatever_ends_a_request_is_counted_once() {
+    let answers = program(|head| async move {
+        match &*head {
+            _ if head.starts_with("GET /chunked ") => {
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned()
+            }
+            _ if head.starts_with("GET /broken ") => "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello".to_owned(),
+            _ if head.contains(" /late ") => std::future::pending().await,
+            _ => ok("hello"),
+        }
+    })
+    .await;
+    for way in BOTH {
+        let proxy = start(scraped(Config { timeout: Duration::from_millis(300), ..config(answers) })).await;
+        let fields = match way {
+            Way::Short => "Connection: close\r\n",
+            Way::Full => "Connection: close, x-none\r\n",
+        };
+        let ask = async |path: &str, method: &str| {
+            raw(proxy.serving_address(), &format!("{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).await
+        };
+        assert!(ask("/", "HEAD").await.starts_with("HTTP/1.1 200"));
+        assert!(ask("/chunked", "GET").await.contains("hello"));
+        assert!(ask("/late", "GET").await.starts_with("HTTP/1.1 504"));
+        ask("/broken", "GET").await;
+        let metrics = get_path(proxy.metrics_address().expect("on"), "/metrics").await;
+        let lines: Vec<_> = metrics.lines().collect();
+        let counted = |start: &str, parts: &[&str]| -> f64 {
+            let found =
+                lines.iter().filter(|line| line.starts_with(start) && parts.iter().all(|part| line.contains(part)));
+            found
+                .map(|line| line.rsplit(' ').next().and_then(|number| number.parse::<f64>().ok()).expect("a number"))
+                .sum()
+        };
+        let own = "kn_serving_invocation_duration_seconds_count";
+        for (status, count) in [("200", 2.0), ("500", 1.0), ("504", 1.0)] {
+            assert_eq!(
+                counted(own, &[&format!("http_response_status_code=\"{status}\"")]),
+                count,
+                "{way:?}\n{metrics}"
+            );
+        }
+        let size = "http_server_response_body_size_bytes_sum";
+        assert_eq!(counted(size, &["method=\"HEAD\""]), 0.0, "{way:?}\n{metrics}");
+        let message = "request timeout".len() as f64;
+        assert_eq!(counted(size, &["method=\"GET\"", "code=\"504\""]), message, "{way:?}\n{metrics}");
+        // The message fits into the length that was announced.
+        assert_eq!(counted(size, &["method=\"GET\"", "code=\"200\""]), 10.0 + message, "{way:?}\n{metrics}");
+
+        // One whose client leaves counts as upstream counts it: 200.
+        let proxy = start(scraped(config(answers))).await;
+        let mut leaving = TcpStream::connect(proxy.serving_address()).await.expect("listening");
+        leaving.write_all(format!("GET /late HTTP/1.1\r\nHost: a\r\n{fields}\r\n").as_bytes()).await.expect("sent");
+        until("a request in flight", || proxy.in_flight() == 1).await;
+        drop(leaving);
+        until("nothing in flight", || proxy.in_flight() == 0).await;
+        let metrics = get_path(proxy.metrics_address().expect("on"), "/metrics").await;
+        assert!(metrics.lines().any(|line| line.starts_with(own) && line.ends_with(" 1")), "{way:?}\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn targets_pass_as_they_are_whoever_looks_at_them() {
+    let port = program(|head| async move { ok(head.lines().next().expect("a line")) }).await;
+    let json = r#"{"tracing":{"protocol":"http/protobuf","endpoint":"http://127.0.0.1:1","samplingRate":1},
+                   "requestMetrics":{"protocol":"prometheus"}}"#;
+    let metrics = MetricsListener { host: None, port: 0, tls: None };
+    let watched = start(Config { metrics, ..observing(config(port), json) }).await;
+    for proxy in [watched, start(config(port)).await] {
+        let target = "/a\"b?q=\"c\"<d>&e=`#{f}";
+        let line = format!("GET {target} HTTP/1.1");
+        let encoded = "GET /a%22b?q=%22c%22%3Cd%3E&e=%60%23%7Bf%7D HTTP/1.1";
+        let mut stream = TcpStream::connect(proxy.serving_address()).await.expect("listening");
+        // Those that need to be taken apart arrive encoded, at the start of a connection or later.
+        for (fields, expected) in
+            [("", &*line), ("TE: trailers\r\n", encoded), ("", encoded), ("X-A: \"<\"\r\n", encoded)]
+        {
+            stream.write_all(format!("{line}\r\nHost: a\r\n{fields}\r\n").as_bytes()).await.expect("sent");
+            let answer = tokio::time::timeout(PATIENCE, read_answer(&mut stream)).await.expect("in time");
+            assert!(answer.ends_with(expected), "{fields:?}: {answer}");
+        }
+    }
 }
 
 #[tokio::test]
