@@ -3,19 +3,26 @@
 //! The kubelet lets a whole period pass between two readiness probes, which would add seconds to every cold start. Here
 //! the first success is looked for at once and then at growing distances of at most 50 ms; afterwards the period
 //! counts. What a result means (thresholds, start-up before the others) is as upstream.
+//!
+//! Our sidecar says itself when its program is ready (`docs/readiness.md`), so it is asked to, and is probed once more
+//! then; another's is probed as any container.
 
 mod check;
 mod tls;
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 pub(crate) use check::{Exec, Target, check, exec, http_get};
 
 /// Distances between probes until the first success: fine at first, when most programs get ready.
 const SEEKING: [u64; 11] = [1, 1, 2, 2, 3, 4, 6, 10, 16, 25, 50];
+
+/// Where a sidecar holds a request until its program is ready, and what it says then.
+const TELLS: (i32, &str) = (8022, "/wait-for-ready");
+const READY: (u16, &str) = (200, "queue");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -147,6 +154,7 @@ async fn watch(
     let mut seeking = (kind != Kind::Liveness).then_some(0usize);
     // Failures while seeking count once per period, as if only those probes had been made.
     let mut counted_until = began;
+    let mut telling = (kind == Kind::Readiness && is_of_sidecar(probe)).then(|| Box::pin(told(container, target)));
     loop {
         let now = tokio::time::Instant::now();
         let result = check(probe, container, target, timing.timeout).await;
@@ -164,7 +172,7 @@ async fn watch(
                 (Kind::Readiness, Some(ready)) => {
                     tell(Event::Ready(ready));
                     if ready {
-                        seeking = None;
+                        (seeking, telling) = (None, None);
                     }
                 }
                 (Kind::Liveness, Some(false)) => return true,
@@ -173,14 +181,52 @@ async fn watch(
         }
         let wait = match &mut seeking {
             None => timing.period,
+            // The next failure that counts.
+            Some(_) if telling.is_some() => counted_until.saturating_duration_since(tokio::time::Instant::now()),
             Some(n) => {
-                let wait = Duration::from_millis(SEEKING[(*n).min(SEEKING.len() - 1)]);
                 *n += 1;
-                wait
+                distance(*n - 1)
             }
         };
-        tokio::time::sleep(wait).await;
+        match &mut telling {
+            None => tokio::time::sleep(wait).await,
+            Some(told) => tokio::select! {
+                told = told => {
+                    telling = None;
+                    if !told {
+                        tracing::debug!(container = container.name, "the sidecar does not say when it is ready: it is probed");
+                    }
+                }
+                () = tokio::time::sleep(wait) => {}
+            },
+        }
     }
+}
+
+/// Between the probe of this number, from 0, and the next one.
+fn distance(number: usize) -> Duration {
+    Duration::from_millis(SEEKING[number.min(SEEKING.len() - 1)])
+}
+
+/// Whether a probe asks a sidecar about its program.
+fn is_of_sidecar(probe: &Probe) -> bool {
+    let headers = probe.http_get.iter().flat_map(|action| action.http_headers.iter().flatten());
+    headers.into_iter().any(|header| header.name.eq_ignore_ascii_case("k-network-probe") && header.value == READY.1)
+}
+
+/// Waits until a sidecar says that its program is ready; false if it does not say such things.
+async fn told(container: &Container, target: &Target) -> bool {
+    let (port, path) = TELLS;
+    let action =
+        HTTPGetAction { path: Some(path.to_owned()), port: IntOrString::Int(port), ..HTTPGetAction::default() };
+    for number in 0.. {
+        match http_get(&action, container, target, &[]).await {
+            Ok((status, body)) => return (status, &*body) == READY,
+            // It is about to listen.
+            Err(_) => tokio::time::sleep(distance(number)).await,
+        }
+    }
+    false
 }
 
 /// The number of a port given by number or by the name of one of the container's ports.
@@ -230,6 +276,79 @@ mod tests {
         let _listener = tokio::net::TcpListener::bind(address).await.unwrap();
         assert_eq!(receive.recv().await, Some(Event::Ready(true)));
         task.abort();
+    }
+
+    /// A sidecar at an address of its own: answers `/wait-for-ready` with `says` once it is let, and probes with 503 until
+    /// then. Gives the probe, and how many probes were made.
+    async fn sidecar(
+        ip: std::net::Ipv4Addr,
+        says: &'static str,
+        ready: tokio::sync::watch::Receiver<bool>,
+    ) -> (Probe, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let probes = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let serving = tokio::net::TcpListener::bind((ip, 0)).await.unwrap();
+        let port = serving.local_addr().unwrap().port();
+        let admin = tokio::net::TcpListener::bind((ip, TELLS.0 as u16)).await.unwrap();
+        for (listener, is_admin) in [(serving, false), (admin, true)] {
+            let (ready, probes) = (ready.clone(), probes.clone());
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let (mut ready, probes) = (ready.clone(), probes.clone());
+                    tokio::spawn(async move {
+                        let mut head = Vec::new();
+                        while !head.ends_with(b"\r\n\r\n") {
+                            head.push(stream.read_u8().await.unwrap());
+                        }
+                        let answer = if is_admin {
+                            assert!(head.starts_with(b"GET /wait-for-ready "), "{head:?}");
+                            if says.starts_with("200") {
+                                ready.wait_for(|ready| *ready).await.unwrap();
+                            }
+                            says
+                        } else {
+                            probes.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                            if *ready.borrow() { "200 OK\r\n\r\nqueue" } else { "503 Not\r\n\r\n" }
+                        };
+                        stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
+                    });
+                }
+            });
+        }
+        let headers = serde_json::json!([{"name": "K-Network-Probe", "value": "queue"}]);
+        let probe = serde_json::json!({"httpGet": {"port": port, "httpHeaders": headers}, "periodSeconds": 3600});
+        (serde_json::from_value(probe).unwrap(), probes)
+    }
+
+    /// An address of the machine that nobody else listens on.
+    fn own_address(last: u8) -> std::net::Ipv4Addr {
+        let process = std::process::id();
+        [127, 192 + (process / 256 % 32) as u8, (process % 256) as u8, last].into()
+    }
+
+    #[tokio::test]
+    async fn a_sidecar_tells_when_it_is_ready_and_another_one_is_probed() {
+        let says = ["200 OK\r\n\r\nqueue", "404 Not Found\r\n\r\n404 page not found\n"];
+        for (says, last) in says.into_iter().zip(1..) {
+            let (ready, is_ready) = tokio::sync::watch::channel(false);
+            let ip = own_address(last);
+            let (probe, probes) = sidecar(ip, says, is_ready).await;
+            let made = || probes.load(std::sync::atomic::Ordering::SeqCst);
+            let container = Container { readiness_probe: Some(probe), ..Container::default() };
+            let target = Target::address(ip);
+            let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
+            let task = tokio::spawn(async move { run(&container, &target, move |event| drop(send.send(event))).await });
+            assert_eq!(receive.recv().await, Some(Event::Started));
+            let tells = says.starts_with("200");
+            while made() < if tells { 1 } else { 20 } {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            ready.send_replace(true);
+            while receive.recv().await != Some(Event::Ready(true)) {}
+            // One at the start, and one that found what was told.
+            assert!(!tells || made() == 2, "{} probes", made());
+            task.abort();
+        }
     }
 
     #[tokio::test]
