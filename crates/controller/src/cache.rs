@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+pub use self::objects::Old;
 use self::objects::{Objects, Packing, Stored};
 use crate::{Context, ObjectKey};
 
@@ -31,7 +32,7 @@ impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + S
 /// One change that the cache already shows.
 #[derive(Debug)]
 pub enum Change<'a, K> {
-    Applied { old: Option<&'a Arc<K>>, new: &'a Arc<K> },
+    Applied { old: Option<&'a Old<K>>, new: &'a Arc<K> },
     Deleted(&'a Arc<K>),
 }
 

@@ -22,7 +22,7 @@ pub mod status;
 pub mod tasks;
 pub mod tracker;
 
-pub use cache::{Cache, Change};
+pub use cache::{Cache, Change, Old};
 pub use config::Config;
 pub use context::Context;
 pub use error::Error;

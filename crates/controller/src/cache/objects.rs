@@ -1,7 +1,9 @@
 //! The objects of a cache and its indexes, in as little memory as their use allows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use kube::{Resource, ResourceExt};
 use serde::{Serialize, de::DeserializeOwned};
@@ -10,9 +12,24 @@ use super::IndexFn;
 use crate::ObjectKey;
 
 pub(super) struct Objects<K> {
-    by_key: BTreeMap<ObjectKey, Stored<K>>,
+    by_key: BTreeMap<ObjectKey, Entry<K>>,
     indexes: HashMap<&'static str, BTreeMap<String, Keys>>,
     packing: Option<Packing<K>>,
+    /// What changed last, not packed: whoever hears of a change looks at the object next.
+    recent: VecDeque<(ObjectKey, Arc<K>)>,
+}
+
+struct Entry<K> {
+    stored: Stored<K>,
+    /// In how many places of the indexes it is.
+    indexed: usize,
+}
+
+/// An object as it was before a change. A packed one is read when somebody looks at it.
+pub struct Old<K> {
+    stored: Stored<K>,
+    packing: Option<Packing<K>>,
+    whole: OnceLock<Arc<K>>,
 }
 
 /// How packed objects are written and read again.
@@ -32,6 +49,27 @@ pub(super) enum Stored<K> {
 enum Keys {
     One(ObjectKey),
     Many(BTreeSet<ObjectKey>),
+}
+
+const RECENT: usize = 8;
+
+// === impl Old ===
+
+impl<K> Deref for Old<K> {
+    type Target = K;
+
+    fn deref(&self) -> &K {
+        match &self.stored {
+            Stored::Whole(object) => object,
+            Stored::Packed(_) => self.whole.get_or_init(|| Packing::load(self.packing, &self.stored)),
+        }
+    }
+}
+
+impl<K: fmt::Debug> fmt::Debug for Old<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
 }
 
 // === impl Packing ===
@@ -81,7 +119,7 @@ impl<K> Objects<K> {
 impl<K: Resource<DynamicType = ()>> Objects<K> {
     pub(super) fn new(indexers: &[(&'static str, IndexFn<K>)], packing: Option<Packing<K>>) -> Self {
         let indexes = indexers.iter().map(|(name, _)| (*name, BTreeMap::new())).collect();
-        Self { by_key: BTreeMap::new(), indexes, packing }
+        Self { by_key: BTreeMap::new(), indexes, packing, recent: VecDeque::new() }
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
@@ -89,17 +127,19 @@ impl<K: Resource<DynamicType = ()>> Objects<K> {
     }
 
     pub(super) fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
-        self.by_key.get(key).map(|stored| self.load(stored))
+        let entry = self.by_key.get(key)?;
+        let recent = self.recent.iter().find(|(recent, _)| recent == key);
+        Some(recent.map_or_else(|| self.load(&entry.stored), |(_, object)| object.clone()))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Arc<K>> {
-        self.by_key.values().map(|stored| self.load(stored))
+        self.by_key.values().map(|entry| self.load(&entry.stored))
     }
 
     pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = Arc<K>> {
         let from = ObjectKey::new(namespace, "");
         let here = self.by_key.range(from..).take_while(move |(key, _)| key.namespace == namespace);
-        here.map(|(_, stored)| self.load(stored))
+        here.map(|(_, entry)| self.load(&entry.stored))
     }
 
     pub(super) fn by_index(&self, index: &str, key: &str) -> Vec<Arc<K>> {
@@ -117,36 +157,66 @@ impl<K: Resource<DynamicType = ()>> Objects<K> {
         indexers: &[(&'static str, IndexFn<K>)],
         key: &ObjectKey,
         new: &Arc<K>,
-    ) -> Option<Arc<K>> {
-        let stored = Packing::store(self.packing, new.clone());
+    ) -> Option<Old<K>> {
+        let places: Vec<(&'static str, BTreeSet<String>)> =
+            indexers.iter().map(|(name, values)| (*name, values(new).into_iter().collect())).collect();
+        let indexed = places.iter().map(|(_, values)| values.len()).sum();
+        let entry = Entry { stored: Packing::store(self.packing, new.clone()), indexed };
         let old = match self.by_key.get_mut(key) {
-            Some(place) => Some(std::mem::replace(place, stored)),
+            Some(place) => Some(std::mem::replace(place, entry)),
             None => {
-                self.by_key.insert(key.clone(), stored);
+                self.by_key.insert(key.clone(), entry);
                 None
             }
         };
-        let old = old.map(|stored| self.load(&stored));
-        if let Some(old) = &old {
-            self.unindex(indexers, key, old);
-        }
-        for (name, keys) in indexers {
-            let index = self.indexes.entry(name).or_default();
-            for value in keys(new) {
-                match index.get_mut(&value) {
-                    Some(keys) => keys.add(key),
-                    None => drop(index.insert(value, Keys::One(key.clone()))),
+        let before = old.as_ref().map_or(0, |entry| entry.indexed);
+        let recent = self.forget_recent(key);
+        let old = old.map(|entry| self.old(recent.map_or(entry.stored, Stored::Whole)));
+        if before != indexed || !self.is_indexed(&places, key) {
+            if let Some(old) = old.as_ref().filter(|_| before > 0) {
+                self.unindex(indexers, key, old);
+            }
+            for (name, values) in places {
+                let index = self.indexes.entry(name).or_default();
+                for value in values {
+                    match index.get_mut(&value) {
+                        Some(keys) => keys.add(key),
+                        None => drop(index.insert(value, Keys::One(key.clone()))),
+                    }
                 }
             }
+        }
+        if self.packing.is_some() {
+            if self.recent.len() == RECENT {
+                self.recent.pop_front();
+            }
+            self.recent.push_back((key.clone(), new.clone()));
         }
         old
     }
 
     pub(super) fn remove(&mut self, indexers: &[(&'static str, IndexFn<K>)], key: &ObjectKey) -> Option<Arc<K>> {
-        let old = self.by_key.remove(key)?;
-        let old = self.load(&old);
+        let entry = self.by_key.remove(key)?;
+        let old = self.forget_recent(key).unwrap_or_else(|| self.load(&entry.stored));
         self.unindex(indexers, key, &old);
         Some(old)
+    }
+
+    fn forget_recent(&mut self, key: &ObjectKey) -> Option<Arc<K>> {
+        let at = self.recent.iter().position(|(recent, _)| recent == key)?;
+        self.recent.remove(at).map(|(_, object)| object)
+    }
+
+    fn old(&self, stored: Stored<K>) -> Old<K> {
+        Old { stored, packing: self.packing, whole: OnceLock::new() }
+    }
+
+    /// Whether an object is in all of these places; it may be in others.
+    fn is_indexed(&self, places: &[(&'static str, BTreeSet<String>)], key: &ObjectKey) -> bool {
+        places.iter().all(|(name, values)| {
+            let index = self.indexes.get(name);
+            values.iter().all(|value| index.and_then(|index| index.get(value)).is_some_and(|keys| keys.has(key)))
+        })
     }
 
     fn load(&self, stored: &Stored<K>) -> Arc<K> {
@@ -174,6 +244,13 @@ impl Keys {
             Keys::Many(keys) => (None, Some(keys)),
         };
         one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn has(&self, key: &ObjectKey) -> bool {
+        match self {
+            Keys::One(one) => one == key,
+            Keys::Many(keys) => keys.contains(key),
+        }
     }
 
     fn add(&mut self, key: &ObjectKey) {
@@ -220,12 +297,21 @@ mod tests {
             let mut objects = Objects::new(&indexers, packing);
             let key = |name: &str| ObjectKey::new("a", name);
             for (name, colour) in [("one", "red"), ("two", "red"), ("three", "blue")] {
-                assert_eq!(objects.insert(&indexers, &key(name), &map(name, "1", colour)), None);
+                assert!(objects.insert(&indexers, &key(name), &map(name, "1", colour)).is_none());
             }
             assert_eq!(names(&objects.by_index("colour", "red")), ["one", "two"]);
             assert_eq!(names(&objects.by_index("colour", "blue")), ["three"]);
             let old = objects.insert(&indexers, &key("one"), &map("one", "2", "blue"));
-            assert_eq!(old, Some(map("one", "1", "red")));
+            assert_eq!(old.as_deref(), Some(&*map("one", "1", "red")));
+            // Whatever is not recent any more is what it was.
+            for n in 0..RECENT {
+                objects.insert(&indexers, &key(&format!("other-{n}")), &map("other", "1", "green"));
+                objects.insert(&indexers, &key("two"), &map("two", "1", "red"));
+            }
+            assert_eq!(objects.get(&key("one")), Some(map("one", "2", "blue")));
+            assert_eq!(names(&objects.by_index("colour", "red")), ["two"]);
+            let old = objects.insert(&indexers, &key("one"), &map("one", "2", "blue"));
+            assert_eq!(old.as_deref(), Some(&*map("one", "2", "blue")));
             assert_eq!(names(&objects.by_index("colour", "red")), ["two"]);
             assert_eq!(names(&objects.by_index("colour", "blue")), ["one", "three"]);
             assert!(objects.is_version(&key("one"), Some("2")) && !objects.is_version(&key("two"), Some("2")));
@@ -234,7 +320,8 @@ mod tests {
             assert_eq!(objects.remove(&indexers, &key("one")), Some(map("one", "2", "blue")));
             assert!(objects.by_index("colour", "red").is_empty());
             assert_eq!(names(&objects.by_index("colour", "blue")), ["three"]);
-            assert_eq!((objects.len(), objects.iter().count(), objects.in_namespace("b").count()), (1, 1, 0));
+            let count = RECENT + 1;
+            assert_eq!((objects.len(), objects.iter().count(), objects.in_namespace("b").count()), (count, count, 0));
         }
     }
 }
