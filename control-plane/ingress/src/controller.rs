@@ -9,6 +9,7 @@
 mod caches;
 mod reconcile;
 mod view;
+mod written;
 
 use futures::future::BoxFuture;
 use std::{
@@ -32,6 +33,7 @@ use self::{
     caches::{Caches, is_trust_bundle, service_of},
     reconcile::Reconciler,
     view::{View, Views},
+    written::Written,
 };
 use crate::{
     options::{Options, Settings},
@@ -102,8 +104,10 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let (views, events) = Views::new(&caches, &options, &settings);
     let queue = Queue::new();
     let recorder = Recorder::new(&ctx, <Reconciler as controller::Reconcile>::NAME);
+    let written = Written::default();
     let role = Role {
         views: views.clone(),
+        written: written.clone(),
         ingresses: ingresses.clone(),
         queue: queue.clone(),
         caches: caches.clone(),
@@ -174,7 +178,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         ctx.tasks.spawn("acknowledged", async move { view.wake(&queue).await });
     }
     let xds = views.rest().xds.clone();
-    let reconciler = Arc::new(Reconciler::new(views.clone(), leadership, &ctx));
+    let reconciler = Arc::new(Reconciler::new(views.clone(), leadership, written, &ctx));
     controller::drive(&ctx, &ingresses, &queue, reconciler, &recorder, options.workers);
     Ok(Handle { xds_address, xds, views })
 }
@@ -186,6 +190,7 @@ struct Role {
     ingresses: Cache<Ingress>,
     queue: Queue,
     caches: Caches,
+    written: Written,
     /// Shows what goes wrong for all Ingresses together.
     settings: Option<Arc<ConfigMap>>,
     recorder: Recorder,
@@ -215,14 +220,11 @@ impl Role {
         let key = ObjectKey::of(&**change.object());
         let again = match change {
             Change::Applied { .. } if seen => BTreeSet::new(),
-            Change::Applied { old, new } if self.is_served(new) => {
-                let same = old.is_some_and(|old| {
-                    old.metadata.generation == new.metadata.generation
-                        && old.annotations() == new.annotations()
-                        && old.labels() == new.labels()
-                });
-                if same { Default::default() } else { self.views.apply(new) }
-            }
+            Change::Applied { old, new } if self.is_served(new) => match old.filter(|old| is_same(old, new)) {
+                Some(old) if self.written.knows(old, new) => return,
+                Some(_) => BTreeSet::new(),
+                None => self.views.apply(new),
+            },
             // It is served until it is gone.
             Change::Applied { new, .. } if self.views.fleets().serve(new) => Default::default(),
             Change::Applied { .. } | Change::Deleted(_) => self.views.remove(&key),
@@ -290,6 +292,13 @@ impl Role {
             std::mem::replace(&mut keys, next).into_iter().for_each(|key| self.queue.add(key));
         }
     }
+}
+
+/// Whether gateways are told the same about both.
+fn is_same(old: &Ingress, new: &Ingress) -> bool {
+    old.metadata.generation == new.metadata.generation
+        && old.annotations() == new.annotations()
+        && old.labels() == new.labels()
 }
 
 /// Older Ingresses first: they get the hosts that several claim, on every replica and after every start.

@@ -5,6 +5,8 @@
 //! `observedGeneration`, keep the times of unchanged conditions, and PUT the status only if it differs. Errors become
 //! `InternalError` events and retries with back-off; the status is written either way.
 
+mod written;
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use self::written::Written;
 use crate::{Cache, Context, Error, ObjectKey, Queue, Recorder, error, status};
 
 /// How long one reconcile may take before it is given up and retried (`-reconciliation-timeout`).
@@ -81,6 +84,9 @@ pub trait Reconcile: Send + Sync + 'static {
 
     /// After the object went.
     fn deleted(&self, _key: &ObjectKey) {}
+
+    /// This status is written now. Whoever remembers it knows the change that the watch shows for it.
+    fn writes(&self, _key: &ObjectKey, _status: &<Self::Kind as HasStatus>::Status) {}
 }
 
 /// Starts `workers` loops that reconcile what is in `queue`. Who fills the queue is the controller's business; see
@@ -94,8 +100,13 @@ pub fn drive<R: Reconcile>(
     workers: usize,
 ) {
     ctx.queues.add(R::NAME, queue);
-    let shell =
-        Arc::new(Shell { client: ctx.client.clone(), cache: cache.clone(), recorder: recorder.clone(), reconciler });
+    let shell = Arc::new(Shell {
+        client: ctx.client.clone(),
+        cache: cache.clone(),
+        recorder: recorder.clone(),
+        reconciler,
+        written: Written::default(),
+    });
     queue.run(&ctx.tasks, R::NAME, workers, move |key| {
         let shell = shell.clone();
         async move {
@@ -135,6 +146,7 @@ struct Shell<R: Reconcile> {
     cache: Cache<R::Kind>,
     recorder: Recorder,
     reconciler: Arc<R>,
+    written: Written,
 }
 
 // === impl Shell ===
@@ -173,7 +185,11 @@ impl<R: Reconcile> Shell<R> {
         if !R::WRITES_STATUS {
             return self.reconciler.reconcile(&mut object).await;
         }
-        let before = status_of(original)?;
+        let version = original.meta().resource_version.as_deref();
+        let before = match self.written.over(&ObjectKey::of(original), version) {
+            Some(written) => written,
+            None => status_of(original)?,
+        };
         let mut prepared = before.clone();
         let generation = original.meta().generation.unwrap_or_default();
         status::mark_new_generation(&mut prepared, generation);
@@ -205,7 +221,9 @@ impl<R: Reconcile> Shell<R> {
         let name = original.name_any();
         let mut target = original.clone();
         for attempt in 1.. {
-            *target.status_mut() = from_value(status.clone()).ok();
+            let written = from_value(status.clone()).map_err(|error| kube::Error::Service(error.into()))?;
+            self.reconciler.writes(&ObjectKey::of(original), &written);
+            *target.status_mut() = Some(written);
             match self.put_status(&name, &target).await {
                 Err(error) if error::is_conflict(&error) && attempt < STATUS_ATTEMPTS => {
                     target = api.get(&name).await?;
@@ -213,7 +231,12 @@ impl<R: Reconcile> Shell<R> {
                         return Ok(());
                     }
                 }
-                result => return result.map(drop),
+                result => {
+                    result?;
+                    let over = target.meta().resource_version.clone();
+                    self.written.note(ObjectKey::of(original), over, status.clone());
+                    return Ok(());
+                }
             }
         }
         Ok(())

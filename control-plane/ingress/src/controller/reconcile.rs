@@ -5,18 +5,22 @@ use std::time::Duration;
 use api::{
     Conditioned,
     keys::networking::INGRESS_FINALIZER,
-    networking::v1alpha1::{Ingress, LoadBalancerStatus},
+    networking::v1alpha1::{Ingress, IngressStatus, LoadBalancerStatus},
 };
 use controller::{Context, Error, Leadership, ObjectKey, Reconcile};
 use kube::ResourceExt;
 
-use super::view::{View, Views};
+use super::{
+    view::{View, Views},
+    written::Written,
+};
 use crate::{fleets::Part, hash::ingress_hash, probe, translate::defaulted, world::Pending};
 
 pub(super) struct Reconciler {
     views: Views,
     leadership: Leadership,
     cluster_domain: String,
+    written: Written,
 }
 
 /// How far the gateways are with an Ingress.
@@ -39,8 +43,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 // === impl Reconciler ===
 
 impl Reconciler {
-    pub(super) fn new(views: Views, leadership: Leadership, ctx: &Context) -> Self {
-        Reconciler { views, leadership, cluster_domain: ctx.cluster_domain.clone() }
+    pub(super) fn new(views: Views, leadership: Leadership, written: Written, ctx: &Context) -> Self {
+        Reconciler { views, leadership, cluster_domain: ctx.cluster_domain.clone(), written }
     }
 
     /// What the fleets that carry it say together: the worst.
@@ -103,11 +107,13 @@ async fn pending(view: &View, key: &ObjectKey, generation: i64) -> Pending {
     let now = *settled.borrow_and_update();
     let pending = view.world.lock().pending(key, generation, now);
     let Pending::Gateways { revision } = pending else { return pending };
-    // Registered before the last look, so that no acknowledgement falls between.
-    view.wait(revision, key.clone());
     let there = |settled: &xds::Settled| settled.gateways > 0 && settled.revision >= revision;
     if now.gateways > 0 {
         let _ = tokio::time::timeout(PATIENCE, settled.wait_for(there)).await;
+    }
+    if !there(&settled.borrow()) {
+        // Registered before the last look, so that no acknowledgement falls between.
+        view.wait(revision, key.clone());
     }
     let now = *settled.borrow();
     view.world.lock().pending(key, generation, now)
@@ -145,6 +151,10 @@ impl Reconcile for Reconciler {
         self.forget_probes(key);
     }
 
+    fn writes(&self, key: &ObjectKey, status: &IngressStatus) {
+        self.written.note(key, status);
+    }
+
     async fn reconcile(&self, ingress: &mut Ingress) -> Result<(), Error> {
         let (public, private) = self.addresses(ingress);
         let there = ingress.status.as_ref().is_some_and(|status| {
@@ -155,7 +165,7 @@ impl Reconcile for Reconciler {
             && ingress.observed()
             && ingress.condition(LOAD_BALANCER_READY).is_some_and(|condition| condition.is_true());
         let progress = self.progress(ingress, was_ready).await;
-        if was_ready {
+        if was_ready || matches!(progress, Progress::Ready) {
             self.forget_probes(&ObjectKey::of(ingress));
         }
         let wait = |ingress: &mut Ingress| {
