@@ -7,6 +7,7 @@
 mod admin;
 mod client;
 mod environment;
+mod metrics;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -123,7 +124,13 @@ pub async fn run(options: Options, level: LogLevel) -> Result<()> {
     let mut _metrics = None;
     if let Some(config) = admin::observability(&ctx, environment).await {
         if let Some(address) = admin::metrics_address(&config, environment)? {
-            _metrics = Some(admin::serve(address, &registry, &tasks).await?);
+            match metrics::acceptor(environment)? {
+                None => _metrics = Some(admin::serve(address, &registry, &tasks).await?),
+                Some(acceptor) => {
+                    let listener = net::listen(address).await.context("metrics cannot be served")?;
+                    metrics::serve(listener, acceptor, &registry, &tasks);
+                }
+            }
         }
         admin::profile(&ctx, &config, environment)?;
     }

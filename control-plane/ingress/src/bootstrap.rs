@@ -91,6 +91,9 @@ impl Bootstrap {
                 "cds_config": ads,
                 "lds_config": ads,
             },
+            // Most services sleep: what a worker thread needs for a cluster is made with the first request for it.
+            "cluster_manager": {"enable_deferred_cluster_creation": true},
+            "deferred_stat_options": {"enable_deferred_creation_stats": true},
             "static_resources": {
                 "clusters": [
                     {

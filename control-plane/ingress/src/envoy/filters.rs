@@ -43,7 +43,7 @@ const TRACING_HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) fn authorization(from: &Authorization, hidden: &[&str]) -> HttpFilter {
     let timeout = duration(from.timeout);
     let client = HeaderValue { key: "client".to_owned(), value: "kourier".to_owned(), ..Default::default() };
-    let address = format!("{}:{}", from.host, from.port);
+    let address = authority(&from.host, from.port);
     let http = |scheme: &str| {
         Services::HttpService(HttpService {
             server_uri: Some(HttpUri {
@@ -107,7 +107,7 @@ pub(super) fn tracing(from: &options::Tracing) -> Tracing {
     } else {
         config.http_service = Some(core::HttpService {
             http_uri: Some(HttpUri {
-                uri: format!("http://{}:{}{}", from.host, from.port, from.path),
+                uri: format!("http://{}{}", authority(&from.host, from.port), from.path),
                 timeout: duration(TRACING_HTTP_TIMEOUT),
                 http_upstream_type: Some(HttpUpstreamType::Cluster(TRACING_CLUSTER.to_owned())),
             }),
@@ -122,6 +122,11 @@ pub(super) fn tracing(from: &options::Tracing) -> Tracing {
         }),
         ..Default::default()
     }
+}
+
+/// As a URL has them.
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 fn exact(text: &str) -> StringMatcher {

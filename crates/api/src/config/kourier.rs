@@ -122,8 +122,8 @@ fn tracing(data: &Data<'_>) -> Result<Option<KourierTracing>, String> {
     let invalid = |error: &str| format!("invalid tracing endpoint {}: {error}", go::quote(endpoint));
     let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
     let (authority, path) = rest.find('/').map_or((rest, ""), |i| rest.split_at(i));
-    let (host, port) = authority.rsplit_once(':').ok_or_else(|| invalid("port not specified in URL"))?;
-    let port = port.parse().map_err(|_| invalid("port is not a number"))?;
+    let (host, port) = host_and_port(authority).map_err(|()| invalid("port not specified in URL"))?;
+    let port = port.parse().map_err(|error| invalid(&format!("invalid port: {error}")))?;
     let protocol = match data.text(&["tracing-protocol"]) {
         None | Some("" | "grpc") => TracingProtocol::Grpc,
         Some("http/protobuf") => TracingProtocol::HttpProtobuf,
@@ -154,11 +154,22 @@ fn tracing(data: &Data<'_>) -> Result<Option<KourierTracing>, String> {
     }))
 }
 
+/// As Go splits them: an address of IPv6 is in brackets, which are not part of it.
+fn host_and_port(text: &str) -> Result<(&str, &str), ()> {
+    let (host, port) = text.rsplit_once(':').ok_or(())?;
+    match host.strip_prefix('[') {
+        Some(rest) => Ok((rest.strip_suffix(']').ok_or(())?, port)),
+        None => Ok((host, port)),
+    }
+}
+
 fn external_authz(data: &Data<'_>) -> Result<Option<ExternalAuthz>, String> {
     let Some(address) = data.text(&["extauthz-host"]).filter(|h| !h.is_empty()) else { return Ok(None) };
-    let (host, port) = address
-        .rsplit_once(':')
-        .ok_or_else(|| format!("failed to split host and port from {address}: missing port in address"))?;
+    let failed = |why: &str| format!("failed to split host and port from {address}: address {address}: {why}");
+    let (host, port) = host_and_port(address).map_err(|()| failed("missing port in address"))?;
+    if host.contains(':') && !address.starts_with('[') {
+        return Err(failed("too many colons in address"));
+    }
     let port: u64 = port.parse().map_err(|error| format!("failed to convert port {port} to int: {error}"))?;
     let port = u16::try_from(port).map_err(|_| format!("port {port} bigger than 65535"))?;
     let protocol = data.text(&["extauthz-protocol"]).unwrap_or_default().to_owned();
@@ -182,4 +193,48 @@ fn external_authz(data: &Data<'_>) -> Result<Option<ExternalAuthz>, String> {
     data.i64(&["extauthz-timeout"], &mut authz.timeout_millis).map_err(failed)?;
     data.string(&["extauthz-path-prefix"], &mut authz.path_prefix);
     Ok(Some(authz))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Kourier, String> {
+        Kourier::parse(&pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn hosts_and_ports_are_split_as_go_does() {
+        let authorizer = |host: &str| parse(&[("extauthz-host", host), ("extauthz-protocol", "grpc")]);
+        for (text, host) in [("authz.default:50051", "authz.default"), ("[fd00::1]:50051", "fd00::1")] {
+            let found = authorizer(text).unwrap().external_authz.unwrap();
+            assert_eq!((found.host.as_str(), found.port), (host, 50051));
+        }
+        for (text, error) in [
+            ("authz", "failed to split host and port from authz: address authz: missing port in address"),
+            (
+                "fd00::1:50",
+                "failed to split host and port from fd00::1:50: address fd00::1:50: too many colons in address",
+            ),
+            ("authz:70000", "port 70000 bigger than 65535"),
+        ] {
+            assert_eq!(authorizer(text).unwrap_err(), error);
+        }
+        let collector = |endpoint: &str| parse(&[("tracing-endpoint", endpoint)]);
+        let found = collector("http://[fd00::1]:4318/v1/traces").unwrap().tracing.unwrap();
+        assert_eq!((found.host.as_str(), found.port, found.path.as_str()), ("fd00::1", 4318, "/v1/traces"));
+        for (endpoint, error) in [
+            ("http://collector", "invalid tracing endpoint \"http://collector\": port not specified in URL"),
+            ("http://collector:x", "invalid tracing endpoint \"http://collector:x\": invalid port: "),
+        ] {
+            let found = collector(endpoint).unwrap_err();
+            assert!(found.starts_with(error), "{found}");
+        }
+    }
+
+    #[test]
+    fn an_explicit_empty_list_of_addresses_is_a_mistake() {
+        let error = parse(&[("listen-ip-addresses", "")]).unwrap_err();
+        assert_eq!(error, "invalid IP address \"\" in listen-ip-addresses");
+    }
 }
