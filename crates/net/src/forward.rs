@@ -116,12 +116,13 @@ impl Outbound {
     pub async fn send(&mut self, pool: &Pool) -> Result<Response<PooledBody>, SendFailure> {
         self.set_host(pool.address());
         let request = std::mem::take(&mut self.request);
+        // Apart what a request over HTTP/2 does not need: every stream's future is copied when it starts.
         let result = if self.http2 {
             pool.send_http2_for(request, self.interim.as_ref()).await
         } else if self.upgrade.is_some() {
-            pool.send_fresh(request).await
+            Box::pin(pool.send_fresh(request)).await
         } else {
-            pool.send(request).await
+            Box::pin(pool.send(request)).await
         };
         result.map_err(|error| {
             let message = error.to_string();

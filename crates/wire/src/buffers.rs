@@ -25,7 +25,7 @@ pub(crate) fn spare_head() -> Vec<u8> {
 
 /// Keeps the room of a vector, unless it is much.
 pub(crate) fn keep_head(mut head: Vec<u8>) {
-    if head.capacity() <= SIZE {
+    if (1..=SIZE).contains(&head.capacity()) {
         head.clear();
         HEAD.set(head);
     }

@@ -120,9 +120,15 @@ impl Client {
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         ready!(self.stream.poll_read_ready(cx))?;
         let input = self.input.get_or_insert_with(Buffer::take);
-        let read = ready!(poll_read(&mut self.stream, cx, &mut input[self.have..]))?;
-        self.have += read;
-        Poll::Ready(Ok(read))
+        let polled = poll_read(&mut self.stream, cx, &mut input[self.have..]);
+        if let Poll::Ready(Ok(read)) = &polled {
+            self.have += read;
+        }
+        // What looked readable may not be: whoever waits has no buffer.
+        if self.have == 0 {
+            self.input = None;
+        }
+        polled
     }
 
     /// Forgets the first `bytes` of the input.

@@ -71,7 +71,7 @@ impl Client {
         body: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Begun, Failure> {
-        let mut head = buffers::spare_head();
+        let mut head = Vec::new();
         let result = loop {
             let (mut stream, used) = match backend.idle() {
                 Some(stream) => (stream, true),
@@ -105,6 +105,8 @@ impl Client {
                 Ok(Err(error)) => break Err(Failure::broken(format!("read: {}", reason(&error)))),
                 Err(cut) => break Err(Failure::Cut(cut)),
             };
+            // Now, since many may wait for an answer and only one of them gets the room that was kept.
+            head = buffers::spare_head();
             break self.head(stream, buffer, read, plain, &mut head).await;
         };
         match &result {

@@ -89,7 +89,7 @@ impl Drop for Guard {
 }
 
 /// A program that hands every stream to `serve`.
-async fn streams<F, R>(serve: F) -> u16
+pub(crate) async fn streams<F, R>(serve: F) -> u16
 where
     F: Fn(http::Request<h2::RecvStream>, server::SendResponse<Bytes>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = ()> + Send + 'static,
@@ -110,18 +110,18 @@ where
     port
 }
 
-fn answer() -> http::Response<()> {
+pub(crate) fn answer() -> http::Response<()> {
     http::Response::new(())
 }
 
-async fn connect(address: SocketAddr) -> client::SendRequest<Bytes> {
+pub(crate) async fn connect(address: SocketAddr) -> client::SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.expect("listening");
     let (sender, connection) = client::handshake(stream).await.expect("a handshake");
     tokio::spawn(connection);
     sender.ready().await.expect("ready")
 }
 
-fn request(path: &str, fields: &[(&'static str, &str)]) -> http::Request<()> {
+pub(crate) fn request(path: &str, fields: &[(&'static str, &str)]) -> http::Request<()> {
     let mut request = http::Request::get(format!("http://hello.example.com{path}"));
     for (name, value) in fields {
         request = request.header(*name, *value);
@@ -130,7 +130,7 @@ fn request(path: &str, fields: &[(&'static str, &str)]) -> http::Request<()> {
 }
 
 /// All data of a stream, and whether it came to its end.
-async fn read(mut body: h2::RecvStream) -> (String, bool) {
+pub(crate) async fn read(mut body: h2::RecvStream) -> (String, bool) {
     let mut all = Vec::new();
     loop {
         match tokio::time::timeout(PATIENCE, body.data()).await.expect("in time") {
@@ -375,4 +375,62 @@ async fn messages_go_both_ways_and_either_side_is_held_back() {
     let (text, whole) = read(answers).await;
     assert_eq!((text.len(), whole), (TOTAL, true));
     until("nothing in flight", || proxy.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn streams_are_counted_and_described_as_requests_are() {
+    let open = Arc::new(Notify::new());
+    let gate = open.clone();
+    let port = streams(move |_, mut respond| {
+        let gate = gate.clone();
+        async move {
+            gate.notified().await;
+            let mut stream = respond.send_response(answer(), false).expect("sent");
+            stream.send_data("hello".into(), true).expect("sent");
+        }
+    })
+    .await;
+    let observability = queue_proxy::Observability::parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#);
+    let metrics = MetricsListener { host: None, port: 0, tls: None };
+    let proxy = start(Config { observability: observability.expect("valid"), metrics, ..config(port) }).await;
+    let mut sender = connect(proxy.serving_address()).await;
+    let fields = [("knative-serving-tag", "blue"), ("k-proxy-request", "activator")];
+    let (response, _) = sender.send_request(request("/", &fields), true).expect("sent");
+    until("a stream in flight", || proxy.in_flight() == 1).await;
+    // Fields 2 and 3, doubles: one request at any time, and from an activator.
+    let one = 1.0_f64.to_le_bytes();
+    let expected = [&[0x11][..], &one, &[0x19], &one].concat();
+    let started = Instant::now();
+    loop {
+        let mut stream = TcpStream::connect(proxy.autoscaling_address()).await.expect("listening");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.expect("sent");
+        let mut stat = Vec::new();
+        stream.read_to_end(&mut stat).await.expect("an answer");
+        if stat.windows(expected.len()).any(|window| window == expected) {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "it is not counted: {stat:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    open.notify_one();
+    let response = tokio::time::timeout(PATIENCE, response).await.expect("in time").expect("an answer");
+    assert_eq!(read(response.into_body()).await, ("hello".to_owned(), true));
+    let metrics = get_path(proxy.metrics_address().expect("on"), "/metrics").await;
+    let line = metrics.lines().find(|line| line.starts_with("http_server_response_body_size_bytes_sum"));
+    let said = ["kn_route_tag=\"blue\"", "network_protocol_version=\"2.0\"", "server_address=\"hello.example.com\""];
+    assert!(line.is_some_and(|line| said.iter().all(|part| line.contains(part)) && line.ends_with(" 5")), "{metrics}");
+}
+
+#[tokio::test]
+async fn the_process_writes_streams_to_its_log() {
+    let port = streams(|_, mut respond| async move {
+        let _ = respond.send_response(answer(), true);
+    })
+    .await;
+    let json = r#"{"enableRequestLog":true,"requestLogTemplate":"{{with .Request}}{{.Proto}} {{.Host}} {{.RequestURI}}{{end}} {{range $name, $all := .Request.Header}}{{if eq $name \"X-A\"}}{{printf \"%q\" $all}}{{end}}{{end}} {{.Response.Code}}"}"#;
+    let mut sidecar = process::Sidecar::start(port, &[("OBSERVABILITY_CONFIG", json)]).await;
+    let (response, ..) = ask(sidecar.address, "/a?b=c", &[("x-a", "1"), ("x-a", "2")]).await;
+    assert_eq!(response.status(), 200);
+    let lines = tokio::time::timeout(PATIENCE, sidecar.lines(1)).await.expect("in time");
+    assert_eq!(lines, ["HTTP/2.0 hello.example.com /a?b=c [\"1\" \"2\"] 200"]);
 }

@@ -6,21 +6,21 @@
 //! | row | HTTP/1.1 | HTTP/2 | TLS |
 //! |---|---|---|---|
 //! | protocol detection | `requests`, `contract` (upgrade to h2c, heads that stop) | `http2` | `requests` (no ALPN) |
-//! | metrics, spans | `telemetry` | `http2` (1xx with metrics on) | `telemetry` (the scrape) |
-//! | request log | `process` | | |
-//! | probes and drain | `probes`, `process` | `http2` | |
-//! | in flight, tunnels | `requests`, `contract` | | |
-//! | full duplex, trailers | `requests` | `http2` | |
-//! | route tag | `telemetry` | | |
-//! | time limits | `requests`, `contract`, `wire` | `http2` | |
-//! | `Forwarded`, hosts | `requests` | `http2` | `requests` |
-//! | statistics | `probes` | | |
-//! | breaker, pending bytes | `requests`, `contract`, `simulation` | `http2` | |
+//! | metrics, spans | `telemetry` | `http2` | `tls`; `telemetry` (the scrape) |
+//! | request log | `process` | `http2` | `telemetry` crate (`.Request.TLS`) |
+//! | probes and drain | `probes`, `process` | `http2` | `tls` |
+//! | in flight, tunnels | `requests`, `contract` | `http2` (there are none) | `tls` |
+//! | full duplex, trailers | `requests` | `http2` | `tls` |
+//! | route tag | `telemetry` | `http2` | `tls` |
+//! | time limits | `requests`, `contract`, `wire` | `http2` | `tls` |
+//! | `Forwarded`, hosts, targets | `requests`, `telemetry` | `http2` | `requests`, `tls` |
+//! | statistics | `probes` | `http2` | `tls` |
+//! | breaker, pending bytes | `requests`, `contract`, `simulation` | `http2` | `tls` |
 //! | reverse proxy, 502 | `requests`, `wire` | `http2` | `requests` |
-//! | 1xx | `wire`, `contract` | `http2` | |
-//! | half-closed, slow, reset | `wire`, `contract` | `http2` | |
-//! | malformed | `wire`, `fuzz.rs` | h2's own tests | |
-//! | shutdown | `wire`, `process`, `contract` | `contract` | |
+//! | 1xx | `wire`, `contract` | `http2` | `tls` |
+//! | half-closed, slow, reset | `wire`, `contract` | `http2` | `tls` |
+//! | malformed | `wire`, `fuzz.rs` | h2's own tests | `tls` |
+//! | shutdown | `wire`, `process`, `contract` | `contract` | `tls` |
 
 mod contract;
 mod http2;
@@ -30,6 +30,7 @@ mod requests;
 mod simulation;
 mod support;
 mod telemetry;
+mod tls;
 mod wire;
 
 use std::{

@@ -8,9 +8,9 @@ use std::{
 use super::*;
 
 /// A process with an address of its own, so that its fixed ports are free.
-struct Sidecar {
+pub(crate) struct Sidecar {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 fn command(ip: &str, user_port: u16, variables: &[(&str, &str)]) -> Command {
@@ -34,7 +34,7 @@ fn command(ip: &str, user_port: u16, variables: &[(&str, &str)]) -> Command {
 }
 
 impl Sidecar {
-    async fn start(user_port: u16, variables: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start(user_port: u16, variables: &[(&str, &str)]) -> Self {
         let ip = own_address().to_string();
         let child = command(&ip, user_port, variables).spawn().expect("it can be started");
         let address: SocketAddr = format!("{ip}:8012").parse().expect("an address");
@@ -63,7 +63,7 @@ impl Sidecar {
     }
 
     /// Lines of standard output until `count` are there.
-    async fn lines(&mut self, count: usize) -> Vec<String> {
+    pub(crate) async fn lines(&mut self, count: usize) -> Vec<String> {
         let out = BufReader::new(self.child.stdout.take().expect("piped"));
         tokio::task::spawn_blocking(move || out.lines().take(count).map(|line| line.expect("text")).collect())
             .await

@@ -117,9 +117,14 @@ impl Http2 {
 impl Part {
     /// A connection with room for a stream, and whether it is new.
     async fn stream(&self, shared: &Shared) -> Result<(SendRequest<Bytes>, StreamGuard, bool), DialError> {
-        if let Some((sender, stream)) = self.existing() {
-            return Ok((sender, stream, false));
+        match self.existing() {
+            Some((sender, stream)) => Ok((sender, stream, false)),
+            None => Box::pin(self.dial(shared)).await,
         }
+    }
+
+    /// The same, where there is none yet.
+    async fn dial(&self, shared: &Shared) -> Result<(SendRequest<Bytes>, StreamGuard, bool), DialError> {
         let _turn = self.dialing.lock().await;
         if let Some((sender, stream)) = self.existing() {
             return Ok((sender, stream, false));
