@@ -6,6 +6,7 @@
 //! present object as [`Change::Applied`], so start-up and steady state are the same code.
 
 mod objects;
+mod pauses;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 
 pub use self::objects::Old;
 use self::objects::{Objects, Packing, Stored};
+pub use self::pauses::pauses;
 use crate::{Context, ObjectKey};
 
 /// What a [`Cache`] can hold.
@@ -277,7 +279,7 @@ impl<K: Object> Cache<K> {
     }
 
     async fn watch(self, api: Api<K>, config: watcher::Config) {
-        let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut events = std::pin::pin!(watcher(api, config).backoff(pauses()));
         let packing = self.inner.packing;
         let mut listed: Option<BTreeMap<ObjectKey, Stored<K>>> = None;
         while let Some(event) = events.next().await {

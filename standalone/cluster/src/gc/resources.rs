@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use controller::{Context, Tasks};
+use controller::{Context, Tasks, cache};
 use futures::StreamExt;
 use kube::api::{Api, DynamicObject};
 use kube::core::PartialObjectMeta;
@@ -128,7 +128,7 @@ fn adopt(ctx: &Context, gc: &Arc<Gc>, watches: &mut HashMap<Arc<Resource>, Tasks
 async fn watch(gc: &Gc, resource: &Arc<Resource>) {
     let api: Api<PartialObjectMeta> = Api::all_with(gc.client.clone(), &resource.api);
     let is_crd = resource.is(CRD);
-    let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+    let events = watcher::watcher(api, watcher::Config::default()).backoff(cache::pauses());
     let mut events = std::pin::pin!(events);
     let mut known: HashSet<String> = HashSet::new();
     let mut listed: Option<HashSet<String>> = None;
