@@ -3,11 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use control_plane::Options;
+use control_plane::{Options, Role};
 
 /// Many small allocations on many threads, and memory given back when they are gone.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A change is one thread's work: more threads are more memory on a large node, and no faster.
+const INGRESS_WORKERS: usize = 2;
 
 fn main() -> ExitCode {
     let options = Options::parse_from(control_plane::arguments(std::env::args_os()));
@@ -16,7 +19,11 @@ fn main() -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider is installed already");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if options.roles == [Role::Ingress] && std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        runtime.worker_threads(std::thread::available_parallelism().map_or(1, usize::from).min(INGRESS_WORKERS));
+    }
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("control-plane: cannot start the runtime: {error}");

@@ -12,7 +12,8 @@ pub fn ingress_hash(spec: &IngressSpec, namespace: &str, name: &str) -> String {
     hasher.update(go_json(spec));
     hasher.update(namespace);
     hasher.update(name);
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits = |byte: &u8| [byte >> 4, byte & 0xf].map(|digit| char::from_digit(digit.into(), 16).expect("below 16"));
+    hasher.finalize().iter().flat_map(digits).collect()
 }
 
 fn go_json(spec: &IngressSpec) -> String {
@@ -135,6 +136,11 @@ fn array(items: impl Iterator<Item = String>) -> String {
 
 /// Go's encoder also escapes what HTML and JavaScript trip over.
 fn quote(text: &str) -> String {
+    // U+2028 and U+2029 begin with 0xe2.
+    let as_it_is = |byte: u8| byte >= b' ' && !matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&' | 0xe2);
+    if text.bytes().all(as_it_is) {
+        return ["\"", text, "\""].concat();
+    }
     let plain = Value::from(text).to_string();
     plain
         .replace('<', "\\u003c")
@@ -177,5 +183,7 @@ mod tests {
     #[test]
     fn html_is_escaped_as_go_does() {
         assert_eq!(quote("a<b>&\u{2028}\"\n"), r#""a\u003cb\u003e\u0026\u2028\"\n""#);
+        assert_eq!(quote("a/b ü€\u{2029}\u{7f}\\"), "\"a/b ü€\\u2029\u{7f}\\\\\"");
+        assert_eq!(quote("ü\u{7f}"), "\"ü\u{7f}\"");
     }
 }

@@ -119,6 +119,8 @@ type Pairs = BTreeMap<ObjectKey, (Pair, ServerNames)>;
 struct Use {
     reference: Reference,
     backend: Backend,
+    /// Whether backends spoke TLS when this was looked up; `None` if it must be looked up again.
+    secured: Option<bool>,
     users: Set<Key>,
 }
 
@@ -199,7 +201,9 @@ impl<O: Objects> World<O> {
             let cache = std::cell::RefCell::new(&mut resolved);
             translate::translate(ingress, context, |reference| {
                 let mut cache = cache.borrow_mut();
-                let backend = cache.entry(reference.clone()).or_insert_with(|| self.resolve(reference));
+                let backend = cache
+                    .entry(reference.clone())
+                    .or_insert_with(|| self.known(reference).unwrap_or_else(|| self.resolve(reference)));
                 backend.cluster.name.clone()
             })
         };
@@ -274,6 +278,7 @@ impl<O: Objects> World<O> {
             if *backend.cluster.name != **name {
                 // The Service's ports changed so that the cluster is another one now.
                 again.extend(used.users.iter().map(|user| ObjectKey::clone(user)));
+                self.clusters.get_mut(name).expect("just read").secured = None;
                 continue;
             }
             if backend.ready != used.backend.ready {
@@ -294,6 +299,15 @@ impl<O: Objects> World<O> {
     fn awaiting(&self, users: &Set<Key>, service: &ObjectKey) -> impl Iterator<Item = ObjectKey> {
         let waiting = users.iter().filter(|user| self.ingresses[&***user].state.awaits(service));
         waiting.map(|user| ObjectKey::clone(user))
+    }
+
+    /// A backend that is in use: every event about it has been heard.
+    fn known(&self, reference: &Reference) -> Option<Backend> {
+        let interest = self.services.get(&service_key(reference))?;
+        let mut used = interest.clusters.iter().filter_map(|name| self.clusters.get(name));
+        let secured = Some(self.trust == Trust::On);
+        let used = used.find(|used| used.reference == *reference && used.secured == secured)?;
+        Some(used.backend.clone())
     }
 
     fn resolve(&self, reference: &Reference) -> Backend {

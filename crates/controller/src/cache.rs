@@ -38,9 +38,6 @@ pub enum Change<'a, K> {
     Deleted(&'a Arc<K>),
 }
 
-/// Objects of a packed cache that are listed at once: they are whole until they are packed.
-const PAGE: u32 = 100;
-
 type IndexFn<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
 type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
 type Transform<K> = Box<dyn Fn(&mut K) + Send + Sync>;
@@ -128,7 +125,6 @@ impl<K: Object> Builder<K> {
         K: Serialize,
     {
         self.packing = Some(Packing::json());
-        self.config = self.config.page_size(PAGE);
         self
     }
 

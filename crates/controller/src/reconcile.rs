@@ -17,8 +17,8 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::core::object::HasStatus;
 use kube::{Resource, ResourceExt};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::written::Written;
@@ -204,7 +204,7 @@ impl<R: Reconcile> Shell<R> {
         }
         status::groom(&before, &mut after, Timestamp::now());
         if !status::equal(&before, &after)
-            && let Err(error) = self.write_status(original, &after).await
+            && let Err(error) = self.write_status(original, after).await
         {
             let message = format!("Failed to update status for {:?}: {error}", original.name_any());
             if !error::is_not_found(&error) {
@@ -216,25 +216,25 @@ impl<R: Reconcile> Shell<R> {
     }
 
     /// PUT of the whole status, as upstream: on a conflict the newest object is read and only its status replaced.
-    async fn write_status(&self, original: &R::Kind, status: &Value) -> Result<(), kube::Error> {
+    async fn write_status(&self, original: &R::Kind, status: Value) -> Result<(), kube::Error> {
         let api = self.api(original);
         let name = original.name_any();
         let mut target = original.clone();
         for attempt in 1.. {
-            let written = from_value(status.clone()).map_err(|error| kube::Error::Service(error.into()))?;
+            let written = Deserialize::deserialize(&status).map_err(kube::Error::SerdeError)?;
             self.reconciler.writes(&ObjectKey::of(original), &written);
             *target.status_mut() = Some(written);
             match self.put_status(&name, &target).await {
                 Err(error) if error::is_conflict(&error) && attempt < STATUS_ATTEMPTS => {
                     target = api.get(&name).await?;
-                    if status_of(&target).is_ok_and(|current| status::equal(&current, status)) {
+                    if status_of(&target).is_ok_and(|current| status::equal(&current, &status)) {
                         return Ok(());
                     }
                 }
                 result => {
                     result?;
                     let over = target.meta().resource_version.clone();
-                    self.written.note(ObjectKey::of(original), over, status.clone());
+                    self.written.note(ObjectKey::of(original), over, status);
                     return Ok(());
                 }
             }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 /// Gives every condition of `new` that equals its counterpart in `old` (ignoring time) the old time, and all others
 /// `now`.
 pub fn groom(old: &Value, new: &mut Value, now: Timestamp) {
-    let before = conditions(old).to_vec();
+    let before = conditions(old);
     let Some(Value::Array(after)) = new.get_mut("conditions") else { return };
     let now = Value::String(rfc3339(now));
     for condition in after {

@@ -6,7 +6,7 @@ use controller::ObjectKey;
 use xds::{Change, Kind, Name, Resource, Version};
 
 use super::{
-    Entry, Key, Objects, Pairs, State, Use, World, host_name,
+    Entry, Key, Objects, Pairs, State, Trust, Use, World, host_name,
     hosts::Hosts,
     scopes::Scopes,
     service_key,
@@ -107,6 +107,7 @@ impl<O: Objects> World<O> {
         change: &mut Change,
     ) -> Set<Name> {
         let mut names = Vec::with_capacity(translation.backends.len());
+        let secured = Some(self.trust == Trust::On);
         for reference in translation.backends.keys() {
             let backend = resolved.remove(reference).expect("resolved while translating");
             let known = self.clusters.get_key_value(backend.cluster.name.as_str()).map(|(name, _)| name.clone());
@@ -119,6 +120,9 @@ impl<O: Objects> World<O> {
             match self.clusters.get_mut(&name) {
                 Some(used) => {
                     used.users.insert(key.clone());
+                    if used.reference == *reference {
+                        used.secured = secured;
+                    }
                     if used.backend != backend {
                         publish_backend(change, &name, &backend, Some(&used.backend));
                         used.backend = backend;
@@ -127,7 +131,7 @@ impl<O: Objects> World<O> {
                 None => {
                     publish_backend(change, &name, &backend, None);
                     let users = [key.clone()].into_iter().collect();
-                    let used = Use { reference: reference.clone(), backend, users };
+                    let used = Use { reference: reference.clone(), backend, secured, users };
                     self.clusters.insert(name.clone(), used.into());
                 }
             }

@@ -52,8 +52,8 @@ const REMOVAL_ORDER: [Kind; 6] =
 
 /// What one response may have, where the protocol allows several: nobody waits long behind the first configuration of a
 /// gateway, and no buffer grows with the number of resources. Few in tests, so that all of it happens there.
-const BATCH: usize = if cfg!(test) { 2 } else { 2000 };
-const BATCH_BYTES: usize = 2 << 20;
+const BATCH: usize = if cfg!(test) { 2 } else { 1000 };
+const BATCH_BYTES: usize = 512 << 10;
 
 /// What requests see: its removal counts.
 const VISIBLE: [Kind; 3] = [Kind::Listener, Kind::Scope, Kind::Route];
