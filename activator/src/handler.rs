@@ -33,6 +33,9 @@ pub(crate) type Body = ResponseBody<Ticket>;
 /// How far this process's watch may lag behind the gateway's.
 const GRACE: Duration = Duration::from_millis(250);
 
+/// How long a new activator is not ready without an autoscaler. Upstream's Deployment restarts it after 135 s.
+const ALONE: Duration = Duration::from_secs(60);
+
 static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Memory that a request takes besides its headers and body, and a header besides its text.
@@ -54,6 +57,7 @@ pub(crate) struct Handler {
     pub(crate) observers: Arc<Observers>,
     pub(crate) in_flight: InFlight,
     pub(crate) draining: AtomicBool,
+    pub(crate) started: Instant,
     pub(crate) cluster_domain: String,
     /// Whether pods are spoken to over TLS.
     pub(crate) encrypts: bool,
@@ -165,12 +169,8 @@ impl Handler {
         Some(net::http_error(StatusCode::BAD_REQUEST, &format!("unexpected probe header value: \"{kind}\"")))
     }
 
-    /// Healthy once the autoscaler was reached; that it is away for a while is no reason to be restarted.
     fn unhealthy(&self) -> Option<&'static str> {
-        if self.draining.load(Ordering::Acquire) {
-            return Some("received SIGTERM from kubelet");
-        }
-        (!self.autoscaler.ever_connected()).then_some("connection has not yet been established")
+        unhealthy(self.draining.load(Ordering::Acquire), self.autoscaler.ever_connected(), self.started.elapsed())
     }
 
     /// The revision a request is for, by the gateway's headers or else by host; its name if there is none.
@@ -420,6 +420,15 @@ async fn reason(response: &mut Response<PooledBody>) -> String {
     String::from_utf8_lossy(&body).trim_end().to_owned()
 }
 
+/// Healthy once the autoscaler was reached; that it is away for a while is no reason to be restarted. Nor is it if it
+/// was away from the start, which the kubelet, asking for readiness and liveness alike, must not be told for too long.
+fn unhealthy(draining: bool, ever_connected: bool, age: Duration) -> Option<&'static str> {
+    if draining {
+        return Some("received SIGTERM from kubelet");
+    }
+    (!ever_connected && age < ALONE).then_some("connection has not yet been established")
+}
+
 fn refuse(refused: Refused) -> Box<Response<Body>> {
     Box::new(match refused.retry_after() {
         Some(seconds) => {
@@ -457,6 +466,14 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_autoscaler_that_is_away_is_no_reason_for_a_restart() {
+        let seconds = Duration::from_secs;
+        assert_eq!(unhealthy(false, false, seconds(1)), Some("connection has not yet been established"));
+        assert_eq!((unhealthy(false, true, seconds(1)), unhealthy(false, false, seconds(61))), (None, None));
+        assert_eq!(unhealthy(true, true, seconds(1)), Some("received SIGTERM from kubelet"));
+    }
 
     #[test]
     fn a_host_names_a_revision() {

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use controller::Context;
@@ -136,6 +136,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         autoscaler: sink.status().clone(),
         in_flight: InFlight::new(),
         draining: AtomicBool::new(false),
+        started: Instant::now(),
         cluster_domain: ctx.cluster_domain.clone(),
         encrypts: options.encrypt,
         server_timing: options.server_timing,

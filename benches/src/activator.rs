@@ -5,6 +5,7 @@
 //! Sleeping revisions wake when this program gives them endpoints, so what is measured is what the activator does:
 //! take the requests, hold them, hear of the endpoints, and pass the requests on.
 
+mod changes;
 mod gateway;
 
 use std::{
@@ -71,6 +72,9 @@ pub(crate) struct Options {
     /// Requests held at once.
     #[arg(long, default_value_t = 10_000)]
     held: usize,
+    /// Pods of a revision one of whose endpoints changes again and again.
+    #[arg(long, value_delimiter = ',')]
+    pods: Vec<usize>,
     /// Sleeping revisions that are asked at once, 10 requests each.
     #[arg(long, default_value_t = 500)]
     storm: usize,
@@ -124,6 +128,9 @@ pub(crate) async fn run(options: Options) -> Result<()> {
                 nginx.stop().await?;
             }
         }
+    }
+    for (name, path, is_own) in &activators {
+        changes::measure(name, path, *is_own, sidecar.address, &options.pods, &mut table).await?;
     }
     if options.held + options.storm == 0 {
         table.print();
