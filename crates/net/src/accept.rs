@@ -20,7 +20,7 @@ use std::{
 use http::{Request, Response};
 use parking_lot::Mutex;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Notify,
 };
 
@@ -56,12 +56,13 @@ enum State {
     Closing,
 }
 
-/// Binds a listening socket.
+/// Binds a listening socket whose queue is as long as the kernel lets it be (`net.core.somaxconn`), like Go's: the
+/// runtime's own limit makes the connections of a burst wait a second for their second try.
 ///
 /// # Errors
 /// Names the address and says what to do if it is taken.
 pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
+    bind(address).map_err(|error| {
         let hint = match error.kind() {
             io::ErrorKind::AddrInUse => ": stop what uses this port, or choose another",
             io::ErrorKind::PermissionDenied => ": ports below 1024 need privileges",
@@ -70,6 +71,13 @@ pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         };
         io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{hint}"))
     })
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(u32::from(u16::MAX))
 }
 
 /// Accepts until `connections` are told to close. `handler` gets every request with its peer's address.

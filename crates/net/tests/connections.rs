@@ -183,3 +183,19 @@ impl Drop for Dropped {
         self.0.fetch_add(1, SeqCst);
     }
 }
+
+#[tokio::test]
+async fn a_burst_of_connections_waits_in_the_kernel() {
+    const BURST: usize = 300;
+    let longest =
+        std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|text| text.trim().parse().ok());
+    if longest.is_none_or(|longest: usize| longest < BURST) {
+        return;
+    }
+    // Nobody accepts: what the queue has no room for is never connected.
+    let listener = net::listen(([127, 0, 0, 1], 0).into()).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let burst = futures::future::try_join_all((0..BURST).map(|_| TcpStream::connect(address)));
+    let connected = tokio::time::timeout(Duration::from_secs(60), burst).await.expect("there is room");
+    assert_eq!(connected.expect("connected").len(), BURST);
+}
