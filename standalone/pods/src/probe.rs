@@ -8,7 +8,6 @@
 //! then; another's is probed as any container.
 
 mod check;
-mod tls;
 
 use std::time::Duration;
 

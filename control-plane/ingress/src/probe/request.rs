@@ -2,19 +2,13 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use http_body_util::Empty;
 use hyper::{Request, StatusCode, body::Bytes, header::HOST};
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, aws_lc_rs},
-};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -50,7 +44,7 @@ async fn ask(pod: IpAddr, target: &Target, hash: &str) -> Result<Verdict, String
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     if target.tls {
         let name = ServerName::try_from(target.host.clone()).unwrap_or_else(|_| ServerName::IpAddress(pod.into()));
-        let connector = TlsConnector::from(TLS.clone());
+        let connector = TlsConnector::from(controller::probe_tls());
         send(connector.connect(name, stream).await.map_err(|error| error.to_string())?, target, hash).await
     } else {
         send(stream, target, hash).await
@@ -93,57 +87,5 @@ fn verdict(status: StatusCode, answered: Option<&[u8]>, hash: &str) -> Verdict {
         (StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE, _) => Verdict::Again(format!("it answers {status}")),
         // Whoever answered does not know the handshake.
         _ => Verdict::Done,
-    }
-}
-
-/// Probes do not ask who answers: certificates are the business of users' hosts.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .expect("the provider has ciphers for the default versions")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-        .with_no_client_auth();
-    Arc::new(config)
-});
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

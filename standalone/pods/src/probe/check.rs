@@ -8,10 +8,12 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-use super::{port, tls};
+use super::port;
 use crate::groups::Group;
 use crate::sandbox::{Launch, Sandbox};
 
@@ -127,7 +129,9 @@ pub(crate) async fn http_get(
         TcpStream::connect(address).await.map_err(|error| format!("Get \"{url}\": dial tcp {address}: {error}"))?;
     let _ = stream.set_nodelay(true);
     if scheme == "https" {
-        let stream = tls::connect(address.ip(), stream).await.map_err(|error| failed(&error))?;
+        let name = ServerName::IpAddress(address.ip().into());
+        let connector = TlsConnector::from(controller::probe_tls());
+        let stream = connector.connect(name, stream).await.map_err(|error| failed(&error))?;
         return ask(stream, request).await.map_err(|error| failed(&error));
     }
     ask(stream, request).await.map_err(|error| failed(&error))
