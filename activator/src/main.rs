@@ -72,6 +72,7 @@ async fn main() -> anyhow::Result<()> {
     let mut ctx = Context::new(client, Tasks::new());
     ctx.cluster_domain = domain;
     ctx.system_namespace = env.get("SYSTEM_NAMESPACE").cloned().unwrap_or(ctx.system_namespace);
+    ctx.resource_label = env.get("SYSTEM_RESOURCE_LABEL").filter(|label| !label.is_empty()).cloned();
 
     let network = network(&ctx).await;
     options.passthrough = network.enable_mesh_pod_addressability;

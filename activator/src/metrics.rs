@@ -4,16 +4,16 @@
 //! and on series that their thread has found before (see `cache`).
 
 mod cache;
-mod otlp;
 mod serve;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, Version};
 use observe::{Histogram, LATENCY_SECONDS, Registry};
+use telemetry::otlp::registry::Instrument;
 
 use self::cache::Cache;
-pub(crate) use self::{otlp::Export, serve::serve};
+pub(crate) use self::serve::serve;
 use crate::{revisions::Revision, sink::Status, stats::Reporter};
 
 const CONCURRENCY: &str = "kn_revision_request_concurrency";
@@ -25,6 +25,15 @@ const COLD_START: &str = "kn_activator_cold_start_duration_seconds";
 
 const BYTES: &[f64] =
     &[0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 750.0, 1000.0, 2500.0, 5000.0, 7500.0, 10000.0];
+
+/// What OTLP says of them besides.
+pub(crate) const INSTRUMENTS: &[Instrument] = &[
+    Instrument { name: REACHABLE, unit: "{reachable}", additive: false },
+    Instrument { name: ERRORS, unit: "{error}", additive: false },
+    Instrument { name: CONCURRENCY, unit: "{request}", additive: false },
+    Instrument { name: QUEUED, unit: "{request}", additive: true },
+    Instrument { name: ACTIVE, unit: "{request}", additive: true },
+];
 
 /// Who measured, as upstream's exporter says it with every series.
 const OWN: [Label<'_>; 3] = [

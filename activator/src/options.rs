@@ -162,12 +162,7 @@ impl Options {
                 total: number(env, "MAX_IDLE_PROXY_CONNS")?.unwrap_or(MAX_IDLE.total),
             },
             workers: number(env, "WORKER_THREADS")?.unwrap_or(0),
-            otel: Otel(
-                env.iter()
-                    .filter(|(name, _)| name.starts_with("OTEL_"))
-                    .map(|(name, value)| (name.clone(), value.clone()))
-                    .collect(),
-            ),
+            otel: Otel::of(env.clone()),
             load_balancing: load_balancing(env)?,
             tls: tls(env, ACTIVATOR_TLS)?,
             lame_duck: Duration::from_secs(45),

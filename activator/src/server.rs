@@ -14,7 +14,7 @@ use std::{
 use controller::Context;
 use http::{Request, StatusCode};
 use net::{Connections, IdleLimits, InFlight, Incoming, Workers};
-use telemetry::otlp::{Exporter, Signal};
+use telemetry::otlp::registry::{Export, Wanted};
 use tokio::{
     runtime::Handle as Runtime,
     time::{sleep, timeout},
@@ -24,7 +24,7 @@ use crate::{
     Options,
     direct::Direct,
     handler::Handler,
-    metrics::{self, Export, Metrics},
+    metrics::{self, Metrics},
     observed::Observers,
     options::MetricsTls,
     probe::Probes,
@@ -108,8 +108,11 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let watches = revisions.watch(&ctx);
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
-    let exporter = exporter(&options);
-    let metrics = Metrics::new(options.metrics.is_some() || exporter.is_some(), workers.count());
+    let observability = options.observability.load();
+    let wanted = &observability.metrics;
+    let wanted = Wanted { protocol: &wanted.protocol, endpoint: &wanted.endpoint, interval: wanted.interval };
+    let exports = matches!(wanted.protocol, "grpc" | "http/protobuf");
+    let metrics = Metrics::new(options.metrics.is_some() || exports, workers.count());
     metrics.identify(&[
         ("k8s_namespace_name", &ctx.system_namespace),
         ("k8s_pod_name", &options.pod_name),
@@ -125,7 +128,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         ("service.version", env!("CARGO_PKG_VERSION")),
     ];
     let resource: Vec<_> = resource.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let export = exporter.map(|exporter| Export::new(metrics.registry().clone(), exporter, Vec::clone(&resource)));
+    let export = Export::new(metrics.registry(), metrics::INSTRUMENTS, wanted, &options.otel, Vec::clone(&resource));
     let observers = Observers::follow(&options.observability, options.request_log, &options.otel, resource);
     let handler = Arc::new(Handler {
         metrics: metrics.clone(),
@@ -197,9 +200,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         ctx.tasks.spawn("metrics", metrics::serve(listener, tls, metrics.registry().clone()));
     }
     if let Some(export) = export {
-        let configured = options.observability.load().metrics.interval;
-        let interval = options.otel.milliseconds("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(configured);
-        ctx.tasks.spawn("metrics", export.clone().run(interval));
+        ctx.tasks.spawn("metrics", export.clone().run());
         handle.export = Some(export);
     }
     let drain = handle.clone();
@@ -211,20 +212,6 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         drain.end().await;
     });
     Ok(handle)
-}
-
-/// The way to a collector of metrics, if there is one to be sent to.
-fn exporter(options: &Options) -> Option<Exporter> {
-    let observability = options.observability.load();
-    let settings = &observability.metrics;
-    let grpc = match settings.protocol.as_str() {
-        "grpc" => true,
-        "http/protobuf" => false,
-        _ => return None,
-    };
-    Exporter::new(Signal::Metrics, grpc, &settings.endpoint, &options.otel)
-        .inspect_err(|error| tracing::error!(error, "metrics cannot be exported; correct config-observability"))
-        .ok()
 }
 
 // === impl Handle ===

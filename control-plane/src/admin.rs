@@ -1,11 +1,10 @@
-//! Metrics and profiles of the process and, for roles whose pods Kubernetes asks over HTTP, health.
+//! Where metrics and profiles of the process are served and, for roles whose pods Kubernetes asks over HTTP, health.
 //!
 //! As upstream, there is a port for metrics only when `config-observability` says `metrics-protocol: prometheus`.
 
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
-    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result};
@@ -15,14 +14,18 @@ use http::{Request, StatusCode};
 use net::Incoming;
 use observe::{AdminHandle, LogLevel, Registry};
 
+/// The name of a ConfigMap, which a variable may change.
+pub(crate) fn map_name(get: impl Fn(&str) -> Option<String>, variable: &str, usual: &'static str) -> &'static str {
+    // Once per process.
+    get(variable).filter(|name| !name.is_empty()).map_or(usual, |name| Box::leak(name.into_boxed_str()))
+}
+
 /// What `config-observability` says; nothing without it.
 pub(crate) async fn observability(
     ctx: &Context,
     get: impl Fn(&str) -> Option<String>,
 ) -> Option<Config<Observability>> {
-    let name = get("CONFIG_OBSERVABILITY_NAME").unwrap_or_else(|| api::config::names::OBSERVABILITY.to_owned());
-    // Once per process.
-    let name: &'static str = Box::leak(name.into_boxed_str());
+    let name = map_name(get, "CONFIG_OBSERVABILITY_NAME", api::config::names::OBSERVABILITY);
     match Config::watch(ctx, name, Observability::parse).await {
         Ok(config) => Some(config),
         Err(error) => {
@@ -114,9 +117,7 @@ pub(crate) async fn follow_level(
     component: &'static str,
     level: LogLevel,
 ) {
-    let name = get("CONFIG_LOGGING_NAME").unwrap_or_else(|| api::config::names::LOGGING.to_owned());
-    // Once per process.
-    let name: &'static str = Box::leak(name.into_boxed_str());
+    let name = map_name(get, "CONFIG_LOGGING_NAME", api::config::names::LOGGING);
     // Without it, what the command line says holds.
     let Ok(config) = Config::watch(ctx, name, Logging::parse).await else { return };
     let followed = config.clone();
@@ -139,80 +140,6 @@ fn filter(level: Level) -> &'static str {
     }
 }
 
-/// What every process tells about itself, looked up when somebody asks.
-pub(crate) fn describe_process(registry: &Registry) {
-    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
-    registry.gauge("process_start_time_seconds", "Start of the process, since the epoch.", &[]).set(started);
-    registry.on_render(|registry| {
-        let Some(process) = Process::read() else { return };
-        let set = |name, help, value| registry.gauge(name, help, &[]).set(value);
-        set("process_cpu_seconds_total", "Processor time used.", process.cpu_seconds);
-        set("process_resident_memory_bytes", "Memory in use.", process.resident);
-        set("process_virtual_memory_bytes", "Address space in use.", process.virtual_);
-        set("process_open_fds", "Open files and sockets.", process.files);
-    });
-}
-
-/// Every work queue, under upstream's names.
-pub(crate) fn describe_queues(registry: &Registry, ctx: &Context) {
-    let queues = ctx.queues.clone();
-    registry.on_render(move |registry| {
-        for (name, figures) in queues.figures() {
-            let labels: &[(&str, &str)] = &[("name", name)];
-            registry.gauge("kn_workqueue_depth", "Keys that wait.", labels).set(figures.depth as f64);
-            let raise = |family, help, value: u64| {
-                let counter = registry.counter(family, help, labels);
-                counter.add(value.saturating_sub(counter.get()));
-            };
-            raise("kn_workqueue_adds_total", "Keys put into the queue.", figures.adds);
-            raise("kn_workqueue_retries_total", "Keys put back after a failure.", figures.retries);
-        }
-    });
-}
-
-/// What the gateways of each fleet have in force.
-pub(crate) fn describe_gateways(registry: &Registry, handle: ingress::Handle) {
-    registry.on_render(move |registry| {
-        for fleet in handle.fleets() {
-            let labels: &[(&str, &str)] = &[("fleet", fleet.name)];
-            let set = |family, help, value: u64| registry.gauge(family, help, labels).set(value as f64);
-            set("kourier_gateways", "Gateways connected to this replica.", fleet.gateways);
-            set("kourier_ingresses", "Ingresses that the fleet carries.", fleet.ingresses);
-            set("kourier_refused_resources", "Resources of which a gateway refused the newest version.", fleet.refused);
-        }
-    });
-}
-
-struct Process {
-    cpu_seconds: f64,
-    resident: f64,
-    virtual_: f64,
-    files: f64,
-}
-
-impl Process {
-    fn read() -> Option<Self> {
-        /// Linux counts in hundredths of a second for programs.
-        const TICKS: f64 = 100.0;
-        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-        // The second field is a name in brackets, which may hold anything.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
-        let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let bytes = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? * 1024.0)
-        };
-        let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-        Some(Process {
-            cpu_seconds: (ticks(11)? + ticks(12)?) / TICKS,
-            virtual_: bytes("VmSize")?,
-            resident: bytes("VmRSS")?,
-            files: files as f64,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,11 +158,5 @@ mod tests {
         assert_eq!(at(&[prometheus], &[]).as_deref(), Some("0.0.0.0:9090"));
         assert_eq!(at(&[prometheus, ("metrics-endpoint", ":9091")], &[]).as_deref(), Some("0.0.0.0:9091"));
         assert_eq!(at(&[prometheus], &[("METRICS_PROMETHEUS_PORT", "9191")]).as_deref(), Some("0.0.0.0:9191"));
-    }
-
-    #[test]
-    fn a_process_knows_its_size() {
-        let process = Process::read().unwrap();
-        assert!(process.resident > 1e6 && process.files > 2.0);
     }
 }

@@ -7,6 +7,7 @@
 mod admin;
 mod client;
 mod environment;
+mod figures;
 mod metrics;
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
-use controller::{Context, Tasks};
+use controller::{Context, Replica, Tasks};
 use observe::{LogLevel, Registry};
 
 pub use crate::environment::arguments;
@@ -114,14 +115,30 @@ pub async fn run(options: Options, level: LogLevel) -> Result<()> {
     let tasks = Tasks::new();
     let mut ctx = Context::new(client, tasks.clone());
     ctx.system_namespace.clone_from(&options.system_namespace);
+    ctx.resource_label = environment("SYSTEM_RESOURCE_LABEL").filter(|label| !label.is_empty());
+    let usual = api::config::names::LEADER_ELECTION;
+    ctx.leader_election = admin::map_name(environment, "CONFIG_LEADERELECTION_NAME", usual);
     ctx.cluster_domain = options.cluster_domain.clone().filter(|domain| !domain.is_empty()).unwrap_or_else(|| {
         environment::cluster_domain(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
     });
 
+    let roles: BTreeSet<Role> = options.roles.iter().copied().collect();
+    let component = roles.first().map_or("control-plane", |role| role.component());
+    let service = environment("OTEL_SERVICE_NAME").filter(|name| !name.is_empty()).unwrap_or(component.to_owned());
+    let version = env!("CARGO_PKG_VERSION");
+
     let registry = Registry::new();
-    admin::describe_process(&registry);
-    admin::describe_queues(&registry, &ctx);
-    let mut _metrics = None;
+    figures::describe_process(
+        &registry,
+        &[
+            ("k8s_namespace_name", &ctx.system_namespace),
+            ("k8s_pod_name", &options.pod_name),
+            ("service_name", &service),
+            ("service_version", version),
+        ],
+    );
+    figures::describe_queues(&registry, &ctx);
+    let (mut _metrics, mut export) = (None, None);
     if let Some(config) = admin::observability(&ctx, environment).await {
         if let Some(address) = admin::metrics_address(&config, environment)? {
             match metrics::acceptor(environment)? {
@@ -132,39 +149,54 @@ pub async fn run(options: Options, level: LogLevel) -> Result<()> {
                 }
             }
         }
+        let resource = [
+            ("k8s.namespace.name", &*ctx.system_namespace),
+            ("k8s.pod.name", &options.pod_name),
+            ("service.instance.id", &options.pod_name),
+            ("service.name", &service),
+            ("service.version", version),
+        ];
+        export = metrics::export(&config.load().metrics, figures::INSTRUMENTS, &resource, &registry, &tasks);
         admin::profile(&ctx, &config, environment)?;
     }
-    let roles: BTreeSet<Role> = options.roles.iter().copied().collect();
-    if let Some(first) = roles.first() {
-        admin::follow_level(&ctx, environment, first.component(), level).await;
-    }
+    admin::follow_level(&ctx, environment, component, level).await;
     // Gateways and activators ask the other roles on their own ports.
     let _health = match roles.contains(&Role::Controller) && !roles.contains(&Role::Autoscaler) {
         true => Some(admin::serve(options.health_address, &registry, &tasks).await?),
         false => None,
     };
+    let ended = run_roles(roles, &ctx, &options, &registry).await;
+    if let Some(export) = export {
+        export.send().await;
+    }
+    tasks.shutdown().await;
+    ended
+}
+
+/// Starts the roles; returns when a signal says that the process has to end.
+async fn run_roles(roles: BTreeSet<Role>, ctx: &Context, options: &Options, registry: &Registry) -> Result<()> {
     for role in roles {
         // A signal ends a start that waits for something as well.
         tokio::select! {
-            started = start(role, &ctx, &options, &registry) => {
+            started = start(role, ctx, options, registry) => {
                 started.with_context(|| format!("role {role:?} cannot start"))?;
             }
-            signal = wait_for_signal() => {
-                signal?;
-                tasks.shutdown().await;
-                return Ok(());
-            }
+            signal = wait_for_signal() => return signal,
         }
         tracing::info!(?role, "started");
     }
-    wait_for_signal().await?;
-    tasks.shutdown().await;
-    Ok(())
+    wait_for_signal().await
 }
 
 async fn start(role: Role, ctx: &Context, options: &Options, registry: &Registry) -> Result<()> {
     match role {
-        Role::Controller => serving::run(ctx.clone(), serving::Options::default()).await?,
+        Role::Controller => {
+            let mut ctx = ctx.clone();
+            if !options.disable_ha {
+                ctx.replica = Some(Replica::new(&ctx, role.component(), identity(options)).await);
+            }
+            serving::run(ctx, serving::Options::default()).await?;
+        }
         Role::Autoscaler => {
             anyhow::ensure!(
                 !options.pod_name.is_empty() && !options.pod_ip.is_empty(),
@@ -184,7 +216,7 @@ async fn start(role: Role, ctx: &Context, options: &Options, registry: &Registry
             role.xds_listen = options.xds_address;
             role.replica = (!options.disable_ha).then(|| identity(options));
             let handle = ingress::run(ctx.clone(), role).await?;
-            admin::describe_gateways(registry, handle);
+            figures::describe_gateways(registry, handle);
         }
     }
     Ok(())

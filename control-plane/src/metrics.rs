@@ -1,11 +1,20 @@
-//! `/metrics` over TLS, when `METRICS_PROMETHEUS_TLS_*` names a certificate.
+//! Where metrics go: over OTLP, or to who asks for `/metrics`, over TLS if `METRICS_PROMETHEUS_TLS_*` names a certificate.
+
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use api::config::Exporter;
 use controller::Tasks;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use net::{Connections, Http, Incoming, ResponseBody};
+use http::Request;
+use net::{Connections, Http, Incoming};
 use observe::Registry;
-use telemetry::tls::{ClientAuth, Paths, TlsSettings, Which};
+use telemetry::{
+    otlp::{
+        Otel,
+        registry::{Export, Instrument, Wanted},
+    },
+    tls::{ClientAuth, Paths, TlsSettings, Which},
+};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -13,6 +22,21 @@ const HEAD: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// In the order of `TlsSettings::parse`.
 const SETTINGS: [&str; 4] = ["MIN_VERSION", "MAX_VERSION", "CIPHER_SUITES", "CURVE_PREFERENCES"];
+
+/// Exports to a collector if that is how `config-observability` wants metrics; what is left at the end has to be sent.
+pub(crate) fn export(
+    settings: &Exporter,
+    instruments: &'static [Instrument],
+    resource: &[(&str, &str)],
+    registry: &Registry,
+    tasks: &Tasks,
+) -> Option<Arc<Export>> {
+    let wanted = Wanted { protocol: &settings.protocol, endpoint: &settings.endpoint, interval: settings.interval };
+    let resource = resource.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let export = Export::new(registry, instruments, wanted, &Otel::of(std::env::vars()), resource)?;
+    tasks.spawn("metrics", export.clone().run());
+    Some(export)
+}
 
 /// Nothing, if metrics are served in plain text.
 ///
@@ -58,26 +82,15 @@ pub(crate) fn serve(listener: TcpListener, acceptor: TlsAcceptor, registry: &Reg
         let (acceptor, http, connections) = (acceptor.clone(), http.clone(), connections.clone());
         let registry = registry.clone();
         async move {
-            let answer = move |request: Request<Incoming>, _| std::future::ready(exposition(&request, &registry));
+            let answer = move |request: Request<Incoming>, _| {
+                std::future::ready(net::exposition::<_, ()>(&request, || registry.render()))
+            };
             if let Some(stream) = telemetry::tls::handshake(acceptor, stream, peer).await {
                 http.serve(stream, peer, &connections, answer).await;
             }
         }
     });
     tasks.spawn("metrics", accepting);
-}
-
-fn exposition(request: &Request<Incoming>, registry: &Registry) -> Response<ResponseBody<()>> {
-    if request.uri().path() != "/metrics" {
-        return net::http_error(StatusCode::NOT_FOUND, "404 page not found");
-    }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return net::http_error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
-    }
-    let mut response = net::text(StatusCode::OK, registry.render());
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
 }
 
 #[cfg(test)]

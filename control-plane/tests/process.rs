@@ -15,7 +15,9 @@ use api::{Conditioned, networking::v1alpha1::Ingress};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use ingress::{Admin, Bootstrap};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, PostParams};
+use parking_lot::Mutex;
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use serde_json::{Value, json};
 use tokio::{
@@ -258,6 +260,28 @@ async fn backend() -> SocketAddr {
     address
 }
 
+/// Takes metrics, and keeps what it was sent.
+async fn collector() -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, messages) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<Vec<u8>>>>::default());
+    let kept = messages.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let kept = kept.clone();
+            let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                let kept = kept.clone();
+                async move {
+                    let body = request.into_body().collect().await?.to_bytes();
+                    kept.lock().push(body.to_vec());
+                    Ok::<_, hyper::Error>(hyper::Response::new(Full::<hyper::body::Bytes>::default()))
+                }
+            });
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    (address, messages)
+}
+
 fn envoy() -> Option<PathBuf> {
     let named = std::env::var_os("ENVOY").map(PathBuf::from);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/envoy");
@@ -348,7 +372,11 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     for line in lines {
         assert!(text.contains(line), "{text}");
     }
-    assert!(text.contains("kn_workqueue_adds_total{name=\"ingress-controller\"}"), "{text}");
+    let queue = "knative.dev.net-kourier.pkg.reconciler.ingress.Reconciler";
+    for family in ["adds_total", "queue_duration_seconds_count", "process_duration_seconds_sum", "depth"] {
+        assert!(text.contains(&format!("kn_workqueue_{family}{{name=\"{queue}\",otel_scope_name=")), "{text}");
+    }
+    assert!(text.contains("service_name=\"net-kourier-controller\""), "{text}");
     assert!(text.contains("process_resident_memory_bytes"), "{text}");
 
     // Profiles are served when somebody wants them.
@@ -450,6 +478,12 @@ async fn a_start_that_cannot_succeed_says_what_to_do() {
             vec![("KOURIER_GATEWAYS", "[{}]")],
             "KOURIER_GATEWAYS",
         ),
+        (
+            "f",
+            vec!["--roles", "controller", "--kubeconfig", &kubeconfig, "--disable-ha"],
+            vec![("SYSTEM_RESOURCE_LABEL", "example.com/ours")],
+            "is missing, or has no label example.com/ours",
+        ),
         ("e", vec!["--roles", "autoscaler", "--kubeconfig", &kubeconfig], vec![], "POD_NAME"),
     ] {
         let mut program = cluster.program(&arguments, &environment, name);
@@ -467,9 +501,15 @@ async fn the_controller_and_the_autoscaler_start_as_ordinary_pods() {
     }
     let image = json!({"queue-sidecar-image": "dev.local/queue", "registries-skipping-tag-resolving": "dev.local"});
     cluster.config_map("config-deployment", image);
+    let (collector, exported) = collector().await;
+    let otlp =
+        json!({"metrics-protocol": "http/protobuf", "metrics-endpoint": format!("http://{collector}/v1/metrics")});
+    cluster.config_map("config-observability", otlp);
+    let times = json!({"lease-duration": "3s", "renew-deadline": "2s", "retry-period": "1s"});
+    cluster.config_map("config-leader-election", times);
     let server = format!("https://{}", cluster.address);
     let kubeconfig = cluster.kubeconfig().display().to_string();
-    let [health, stats] = free();
+    let [health, other_health, stats] = free();
     // KUBECONFIG and a server beside it, which is the same one here.
     let health_text = health.to_string();
     let arguments = ["--roles", "controller", "--server", &server, "--health-address", &health_text];
@@ -482,14 +522,40 @@ async fn the_controller_and_the_autoscaler_start_as_ordinary_pods() {
     let mut autoscaler = cluster.program(&arguments, &pod, "autoscaler.log");
     autoscaler.until("the stat server", async || tokio::net::TcpStream::connect(stats).await.is_ok()).await;
 
-    let service = json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service",
-        "metadata": {"name": "hello", "namespace": "default"},
-        "spec": {"template": {"spec": {"containers": [{"name": "user-container", "image": "dev.local/hello"}]}}}});
-    cluster.server.apply(&service).unwrap();
+    let service = |name: &str| {
+        json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"template": {"spec": {"containers": [{"name": "user-container", "image": "dev.local/hello"}]}}}})
+    };
     let deployments: Api<k8s_openapi::api::apps::v1::Deployment> = Api::default_namespaced(cluster.server.client());
-    let deployed = async || deployments.get_opt("hello-00001-deployment").await.unwrap().is_some();
-    controller.until("a Deployment", deployed).await;
+    let deployed = async |name: &str| deployments.get_opt(&format!("{name}-00001-deployment")).await.unwrap().is_some();
+    cluster.server.apply(&service("first")).unwrap();
+    controller.until("a Deployment", async || deployed("first").await).await;
+
+    // Of two replicas the one with the Leases writes; when it ends the other one has them, and does.
+    let leases: Api<Lease> = Api::namespaced(cluster.server.client(), "knative-serving");
+    let holder = async || {
+        let lease = leases.get_opt("controller.knative.dev.serving.pkg.reconciler.service.reconciler.00-of-01").await;
+        lease.unwrap().and_then(|lease| lease.spec?.holder_identity).unwrap_or_default()
+    };
+    let leader = holder().await;
+    let other_text = other_health.to_string();
+    let arguments = ["--roles", "controller", "--server", &server, "--health-address", &other_text];
+    let mut other = cluster.program(&arguments, &[("KUBECONFIG", &kubeconfig)], "other.log");
+    other.until("health", async || get(other_health, "x", "/readiness").await.is_some_and(|(s, _)| s == 200)).await;
+    assert!(!leader.is_empty() && holder().await == leader, "{leader:?}");
     controller.stop().await;
+    cluster.server.apply(&service("second")).unwrap();
+    other.until("a Deployment of the other replica", async || deployed("second").await).await;
+    assert_ne!(holder().await, leader);
+
+    // What was counted is exported when a process ends.
+    let exported = exported.lock().concat();
+    let exported = String::from_utf8_lossy(&exported);
+    for expected in ["service.name", "controller", "kn.workqueue.adds", "pkg.reconciler.service.Reconciler"] {
+        assert!(exported.contains(expected), "no {expected} in {exported}");
+    }
+    other.stop().await;
     autoscaler.stop().await;
     cluster.server.shutdown().await.unwrap();
 }

@@ -64,6 +64,7 @@ pub fn is_kpa<K: ResourceExt>(object: &K) -> bool {
 impl Reconcile for Kpa {
     type Kind = PodAutoscaler;
     const NAME: &'static str = "podautoscaler-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.autoscaling.kpa.Reconciler";
 
     fn selects(&self, autoscaler: &PodAutoscaler) -> bool {
         is_kpa(autoscaler)

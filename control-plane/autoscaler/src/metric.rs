@@ -48,6 +48,7 @@ fn settings(metric: &Metric) -> Settings {
 impl Reconcile for Metrics {
     type Kind = Metric;
     const NAME: &'static str = "metric-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.metric.reconciler";
 
     fn prepare(&self, metric: &mut Metric) {
         metric.mark().init();

@@ -20,10 +20,10 @@ use std::{
 };
 
 use api::{
-    config::{self, LeaderElection, Network},
+    config::{self, Network},
     networking::v1alpha1::Ingress,
 };
-use controller::{Cache, Change, Config, Context, Election, Leadership, ObjectKey, Queue, Recorder};
+use controller::{Cache, Change, Config, Context, Leadership, ObjectKey, Queue, Recorder, Replica};
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::Time};
 use kube::ResourceExt;
 use parking_lot::Mutex;
@@ -79,7 +79,8 @@ impl Handle {
 
 /// Reason of the event about something that a gateway does not take.
 const REFUSED: &str = "GatewayRefused";
-const LEASE: &str = "net-kourier-controller.knative.dev.net-kourier.pkg.reconciler.ingress.reconciler";
+/// Upstream's name of this process.
+const COMPONENT: &str = "net-kourier-controller";
 
 /// Starts the role: waits for the caches, translates what there is, and only then opens the xDS port, so that a gateway
 /// never gets less than it had.
@@ -150,7 +151,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     kourier.on_change(configure.clone());
     network.on_change(configure);
 
-    let leadership = leadership(&ctx, options.replica.as_deref()).await?;
+    let leadership = leadership(&ctx, options.replica.clone()).await;
     let handler = role.clone();
     leadership.on_promotion(&ctx, move || controller::reconcile::resync(&handler.ingresses, &handler.queue));
 
@@ -336,11 +337,9 @@ async fn follow<T: Default + Send + Sync + 'static>(
     }
 }
 
-async fn leadership(ctx: &Context, replica: Option<&str>) -> Result<Leadership, Error> {
-    let Some(identity) = replica else { return Ok(Leadership::alone()) };
-    let config = follow(ctx, config::names::LEADER_ELECTION, LeaderElection::parse, None).await?;
-    let election = Election { name: LEASE.to_owned(), identity: identity.to_owned(), config: (*config.load()).clone() };
-    Ok(controller::elect(ctx, &election))
+async fn leadership(ctx: &Context, replica: Option<String>) -> Leadership {
+    let Some(identity) = replica else { return Leadership::alone() };
+    controller::elect(ctx, &Replica::new(ctx, COMPONENT, identity).await, reconcile::QUEUE)
 }
 
 #[cfg(test)]

@@ -52,6 +52,7 @@ enum Latest {
 impl Reconcile for Reconciler {
     type Kind = Configuration;
     const NAME: &'static str = "configuration-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.configuration.Reconciler";
 
     fn prepare(&self, configuration: &mut Configuration) {
         configuration.mark().init();

@@ -64,6 +64,7 @@ async fn begin(shared: Arc<Shared>, workers: usize) {
 impl Reconcile for Reconciler {
     type Kind = DomainMapping;
     const NAME: &'static str = "domainmapping-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.domainmapping.Reconciler";
     const FINALIZER: Option<&'static str> = Some("domainmappings.serving.knative.dev");
 
     fn prepare(&self, mapping: &mut DomainMapping) {

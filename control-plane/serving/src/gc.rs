@@ -41,6 +41,7 @@ pub fn start(shared: &Arc<Shared>, workers: usize) {
 impl Reconcile for Reconciler {
     type Kind = Configuration;
     const NAME: &'static str = "revision-gc-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.gc.reconciler";
     const WRITES_STATUS: bool = false;
 
     async fn reconcile(&self, configuration: &mut Configuration) -> Result<(), Error> {

@@ -57,6 +57,7 @@ pub fn start(shared: &Arc<Shared>, workers: usize) {
 impl Reconcile for Reconciler {
     type Kind = Route;
     const NAME: &'static str = "labeler-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.labeler.Reconciler";
     const FINALIZER: Option<&'static str> = Some("routes.serving.knative.dev");
     const WRITES_STATUS: bool = false;
 

@@ -113,6 +113,7 @@ fn revision_of(pod: &Pod) -> Option<ObjectKey> {
 impl Reconcile for Reconciler {
     type Kind = Revision;
     const NAME: &'static str = "revision-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.revision.Reconciler";
 
     fn prepare(&self, revision: &mut Revision) {
         revision.mark().init();

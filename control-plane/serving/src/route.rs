@@ -97,6 +97,7 @@ impl Settings {
 impl Reconcile for Reconciler {
     type Kind = Route;
     const NAME: &'static str = "route-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.route.Reconciler";
 
     fn prepare(&self, route: &mut Route) {
         api::defaults::route(route);

@@ -104,6 +104,7 @@ enum Failure {
 impl Reconcile for Reconciler {
     type Kind = ServerlessService;
     const NAME: &'static str = "serverlessservice-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.serverlessservice.reconciler";
 
     fn prepare(&self, sks: &mut ServerlessService) {
         sks.mark().init();

@@ -45,6 +45,7 @@ pub fn start(shared: &Arc<Shared>, workers: usize) {
 impl Reconcile for Reconciler {
     type Kind = Service;
     const NAME: &'static str = "service-controller";
+    const QUEUE: &'static str = "knative.dev.serving.pkg.reconciler.service.Reconciler";
 
     fn prepare(&self, service: &mut Service) {
         service.mark().init();

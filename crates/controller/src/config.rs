@@ -42,8 +42,11 @@ impl<T: Send + Sync + 'static> Config<T> {
         let maps = ctx.config_maps().await;
         let namespace = ctx.system_namespace.clone();
         let Some(first) = maps.get(&namespace, name) else {
+            let label =
+                ctx.resource_label.as_ref().map(|label| format!(", or has no label {label}")).unwrap_or_default();
             return Err(Error::Permanent(format!(
-                "ConfigMap {namespace}/{name} is missing; apply it (an empty one gives the defaults) and start again"
+                "ConfigMap {namespace}/{name} is missing{label}; apply it (an empty one gives the defaults) and start \
+                 again"
             )));
         };
         let empty = BTreeMap::new();

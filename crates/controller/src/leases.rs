@@ -3,7 +3,7 @@
 //!
 //! The clocks of replicas are never compared: a Lease counts as renewed whenever its content changes.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,15 +14,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::sync::watch;
 
-use crate::{Context, ObjectKey};
+use crate::{Config, Context, ObjectKey};
 
-/// Who wants to lead what.
+/// One of several processes that do the same.
 #[derive(Debug, Clone)]
-pub struct Election {
-    /// Prefix of the Leases' names, for example
-    /// `net-kourier-controller.knative.dev.net-kourier.pkg.reconciler.ingress.reconciler`.
-    pub name: String,
-    /// Of this replica, different from all others; a holder's name in the Lease.
+pub struct Replica {
+    /// Upstream's name of the process, with which the names of its Leases begin: `controller`.
+    pub component: &'static str,
+    /// Different from all others; a holder's name in the Lease.
     pub identity: String,
     pub config: LeaderElection,
 }
@@ -30,8 +29,8 @@ pub struct Election {
 /// Which buckets this replica leads now. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Leadership {
-    /// Empty: everything, without any Lease.
-    buckets: Arc<[watch::Receiver<bool>]>,
+    /// By the names of their Leases. Empty: everything, without any Lease.
+    buckets: Arc<[(String, watch::Receiver<bool>)]>,
 }
 
 /// One candidate for one Lease.
@@ -61,29 +60,54 @@ enum Step {
     Wait,
 }
 
-/// Starts the election; leadership comes and goes until the context's tasks end, which gives it back.
-pub fn elect(ctx: &Context, election: &Election) -> Leadership {
-    let count = election.config.buckets.max(1);
+/// Starts the election for the objects of one controller, whose queue has this name; leadership comes and goes until
+/// the context's tasks end, which gives it back.
+pub fn elect(ctx: &Context, replica: &Replica, queue: &str) -> Leadership {
+    let count = replica.config.buckets.max(1);
+    let prefix = prefix(replica, queue);
     let buckets = (0..count).map(|bucket| {
-        let name = lease_name(&election.name, bucket, count);
+        let name = lease_name(&prefix, bucket, count);
         let (sender, receiver) = watch::channel(false);
         let candidate = Candidate {
             api: Api::namespaced(ctx.client.clone(), &ctx.system_namespace),
-            name,
-            identity: election.identity.clone(),
-            config: election.config.clone(),
+            name: name.clone(),
+            identity: replica.identity.clone(),
+            config: replica.config.clone(),
             observed: Observed::default(),
         };
         let token = ctx.tasks.token().clone();
         ctx.tasks.spawn_graceful("leases", candidate.run(sender, async move { token.cancelled().await }));
-        receiver
+        (name, receiver)
     });
     Leadership { buckets: buckets.collect() }
 }
 
+/// `controller.knative.dev.serving.pkg.reconciler.route.Reconciler`, or what `config-leader-election` says instead.
+fn prefix(replica: &Replica, queue: &str) -> String {
+    let prefix = format!("{}.{queue}", replica.component);
+    let other = replica.config.lease_name_prefixes.get(&prefix).filter(|other| !other.is_empty());
+    other.cloned().unwrap_or(prefix)
+}
+
 /// `<prefix>.<NN>-of-<MM>`, lower case.
-pub fn lease_name(prefix: &str, bucket: u32, of: u32) -> String {
+fn lease_name(prefix: &str, bucket: u32, of: u32) -> String {
     format!("{prefix}.{bucket:02}-of-{of:02}").to_lowercase()
+}
+
+// === impl Replica ===
+
+impl Replica {
+    /// One with the times of the installation, which are the defaults if there is no ConfigMap for them.
+    pub async fn new(ctx: &Context, component: &'static str, identity: String) -> Self {
+        let config = match Config::watch(ctx, ctx.leader_election, LeaderElection::parse).await {
+            Ok(config) => LeaderElection::clone(&config.load()),
+            Err(error) => {
+                tracing::info!(%error, "the defaults hold");
+                LeaderElection::default()
+            }
+        };
+        Self { component, identity, config }
+    }
 }
 
 // === impl Leadership ===
@@ -94,17 +118,22 @@ impl Leadership {
         Self { buckets: Arc::new([]) }
     }
 
-    /// Whether this replica writes for `key`.
+    /// Whether this replica writes for `key`. Upstream's replicas agree whose it is.
     pub fn leads(&self, key: &ObjectKey) -> bool {
-        match self.buckets.len() {
-            0 => true,
-            count => *self.buckets[bucket_of(key, count)].borrow(),
+        match &*self.buckets {
+            [] => true,
+            [(_, leads)] => *leads.borrow(),
+            buckets => {
+                let names: BTreeSet<String> = buckets.iter().map(|(name, _)| name.clone()).collect();
+                let owner = api::subset::choose(&names, &key.to_string(), 1);
+                buckets.iter().any(|(name, leads)| owner.contains(name) && *leads.borrow())
+            }
         }
     }
 
     /// Calls `promoted` whenever this replica gets a bucket: what it leads now must be reconciled again.
     pub fn on_promotion(&self, ctx: &Context, promoted: impl Fn() + Clone + Send + Sync + 'static) {
-        for bucket in self.buckets.iter() {
+        for (_, bucket) in self.buckets.iter() {
             let (mut bucket, promoted) = (bucket.clone(), promoted.clone());
             ctx.tasks.spawn("promotion", async move {
                 while bucket.wait_for(|leads| *leads).await.is_ok() {
@@ -116,13 +145,6 @@ impl Leadership {
             });
         }
     }
-}
-
-fn bucket_of(key: &ObjectKey, count: usize) -> usize {
-    // `DefaultHasher::new` has fixed keys: replicas of one build agree.
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    usize::try_from(hasher.finish() % count as u64).expect("smaller than a usize")
 }
 
 // === impl Candidate ===
@@ -292,15 +314,29 @@ mod tests {
     }
 
     #[test]
-    fn names_and_buckets() {
-        assert_eq!(lease_name("Net-Kourier.Reconciler", 0, 1), "net-kourier.reconciler.00-of-01");
-        assert_eq!(lease_name("x", 3, 10), "x.03-of-10");
-        let key = ObjectKey::new("default", "hello");
-        assert!(Leadership::alone().leads(&key));
-        let mut seen = [false; 3];
-        for n in 0..50 {
-            seen[bucket_of(&ObjectKey::new("default", format!("i{n}")), 3)] = true;
-        }
-        assert_eq!(seen, [true; 3]);
+    fn a_lease_has_upstreams_name() {
+        let config = LeaderElection::default();
+        let mut replica = Replica { component: "controller", identity: "me".to_owned(), config };
+        let queue = "knative.dev.serving.pkg.reconciler.route.Reconciler";
+        let name = |replica: &Replica| lease_name(&prefix(replica, queue), 3, 10);
+        assert_eq!(name(&replica), "controller.knative.dev.serving.pkg.reconciler.route.reconciler.03-of-10");
+        let renamed = (format!("controller.{queue}"), "Mine".to_owned());
+        replica.config.lease_name_prefixes.extend([renamed]);
+        assert_eq!(name(&replica), "mine.03-of-10");
+    }
+
+    #[test]
+    fn a_key_belongs_to_the_bucket_that_upstream_gives_it_to() {
+        let key = |name| ObjectKey::new("default", name);
+        assert!(Leadership::alone().leads(&key("hello")));
+        let led = |bucket: u32| {
+            let buckets = (0..3).map(|i| {
+                let name = lease_name("controller.knative.dev.serving.pkg.reconciler.route.reconciler", i, 3);
+                (name, watch::channel(i == bucket).1)
+            });
+            Leadership { buckets: buckets.collect() }
+        };
+        assert!(led(1).leads(&key("hello")) && led(1).leads(&key("world")));
+        assert!(!led(0).leads(&key("hello")) && led(0).leads(&ObjectKey::new("prod", "api-00001")));
     }
 }

@@ -29,7 +29,7 @@ pub use context::Context;
 pub use error::Error;
 pub use events::Recorder;
 pub use key::{ObjectKey, owner_reference};
-pub use leases::{Election, Leadership, elect};
+pub use leases::{Leadership, Replica, elect};
 pub use probes::probe_tls;
 pub use queue::Queue;
 pub use reconcile::{Reconcile, drive};

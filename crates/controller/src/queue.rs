@@ -5,19 +5,22 @@
 //! cost one timer while something is delayed and nothing otherwise. A failing key backs off by itself (5 ms doubling
 //! to 1,000 s); unlike upstream there is no shared token bucket, so one failing object never delays another.
 
+mod figures;
+
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::fmt::{Debug, Display};
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::figures::Counts;
+pub use self::figures::{Figures, Queues};
 use crate::{Error, ObjectKey, Tasks};
 
 const BACKOFF_BASE: Duration = Duration::from_millis(5);
@@ -37,29 +40,17 @@ pub struct Queue<K = ObjectKey> {
 struct Shared<K> {
     state: Mutex<State<K>>,
     wake: Notify,
-    adds: AtomicU64,
-    retries: AtomicU64,
+    counts: Counts,
 }
-
-/// What a queue has done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Figures {
-    pub depth: u64,
-    pub adds: u64,
-    pub retries: u64,
-}
-
-/// The queues of a process by the names of their controllers. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Queues(Arc<Mutex<Vec<(&'static str, Queue)>>>);
 
 #[derive(Debug)]
 struct State<K> {
     fast: VecDeque<K>,
     slow: VecDeque<K>,
-    /// In one of the lanes, or to be put there when its handling ends.
-    dirty: HashSet<K>,
-    handling: HashSet<K>,
+    /// In one of the lanes, or to be put there when its handling ends; since when.
+    dirty: HashMap<K, Instant>,
+    /// Since when.
+    handling: HashMap<K, Instant>,
     delayed: BinaryHeap<Reverse<(Instant, K)>>,
     /// The earliest wanted time of each delayed key; later entries in the heap are stale.
     due: HashMap<K, Instant>,
@@ -85,28 +76,27 @@ impl<K: Key> Queue<K> {
         let state = State {
             fast: VecDeque::new(),
             slow: VecDeque::new(),
-            dirty: HashSet::new(),
-            handling: HashSet::new(),
+            dirty: HashMap::new(),
+            handling: HashMap::new(),
             delayed: BinaryHeap::new(),
             due: HashMap::new(),
             failures: HashMap::new(),
         };
-        let (adds, retries) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), wake: Notify::new(), adds, retries }) }
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), wake: Notify::new(), counts: Counts::default() }) }
     }
 
     /// Puts `key` in the fast lane unless it is waiting already.
     pub fn add(&self, key: K) {
-        self.shared.adds.fetch_add(1, Relaxed);
-        if self.shared.state.lock().add(key, false) {
+        self.shared.counts.adds.increment();
+        if self.shared.state.lock().add(key, false, Instant::now()) {
             self.shared.wake.notify_one();
         }
     }
 
     /// For resyncs of everything: handled when nothing else waits.
     pub fn add_slow(&self, key: K) {
-        self.shared.adds.fetch_add(1, Relaxed);
-        if self.shared.state.lock().add(key, true) {
+        self.shared.counts.adds.increment();
+        if self.shared.state.lock().add(key, true, Instant::now()) {
             self.shared.wake.notify_one();
         }
     }
@@ -130,7 +120,7 @@ impl<K: Key> Queue<K> {
 
     /// Adds `key` after its own back-off.
     pub fn add_rate_limited(&self, key: K) {
-        self.shared.retries.fetch_add(1, Relaxed);
+        self.shared.counts.retries.increment();
         let delay = {
             let mut state = self.shared.state.lock();
             let failures = state.failures.entry(key.clone()).or_default();
@@ -154,11 +144,6 @@ impl<K: Key> Queue<K> {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    pub fn figures(&self) -> Figures {
-        let depth = u64::try_from(self.len()).unwrap_or(u64::MAX);
-        Figures { depth, adds: self.shared.adds.load(Relaxed), retries: self.shared.retries.load(Relaxed) }
     }
 
     /// Starts `workers` loops that handle keys until the task group is cancelled. A handler is dropped at its await
@@ -186,9 +171,11 @@ impl<K: Key> Queue<K> {
     pub async fn next(&self) -> K {
         loop {
             let wait = {
+                let now = Instant::now();
                 let mut state = self.shared.state.lock();
-                state.promote(Instant::now());
-                if let Some(key) = state.take() {
+                state.promote(now);
+                if let Some((key, waited)) = state.take(now) {
+                    self.shared.counts.waits.observe(waited.as_secs_f64());
                     if !state.fast.is_empty() || !state.slow.is_empty() {
                         self.shared.wake.notify_one();
                     }
@@ -212,8 +199,10 @@ impl<K: Key> Queue<K> {
     pub fn finish(&self, key: K, result: Result<(), Error>) {
         let again = {
             let mut state = self.shared.state.lock();
-            state.handling.remove(&key);
-            let again = state.dirty.contains(&key);
+            if let Some(since) = state.handling.remove(&key) {
+                self.shared.counts.handlings.observe(since.elapsed().as_secs_f64());
+            }
+            let again = state.dirty.contains_key(&key);
             if again {
                 state.fast.push_back(key.clone());
             }
@@ -233,18 +222,6 @@ impl<K: Key> Queue<K> {
     }
 }
 
-// === impl Queues ===
-
-impl Queues {
-    pub(crate) fn add(&self, name: &'static str, queue: &Queue) {
-        self.0.lock().push((name, queue.clone()));
-    }
-
-    pub fn figures(&self) -> Vec<(&'static str, Figures)> {
-        self.0.lock().iter().map(|(name, queue)| (*name, queue.figures())).collect()
-    }
-}
-
 fn backoff(failures: u32) -> Duration {
     BACKOFF_BASE.saturating_mul(2u32.saturating_pow(failures)).min(BACKOFF_CAP)
 }
@@ -253,15 +230,16 @@ fn backoff(failures: u32) -> Duration {
 
 impl<K: Key> State<K> {
     /// Returns whether a worker should look.
-    fn add(&mut self, key: K, slow: bool) -> bool {
-        if !self.dirty.insert(key.clone()) {
+    fn add(&mut self, key: K, slow: bool, now: Instant) -> bool {
+        if self.dirty.contains_key(&key) {
             if !slow && let Some(at) = self.slow.iter().position(|waiting| *waiting == key) {
                 self.slow.remove(at);
                 self.fast.push_back(key);
             }
             return false;
         }
-        if self.handling.contains(&key) {
+        self.dirty.insert(key.clone(), now);
+        if self.handling.contains_key(&key) {
             return false;
         }
         if slow {
@@ -272,11 +250,12 @@ impl<K: Key> State<K> {
         true
     }
 
-    fn take(&mut self) -> Option<K> {
+    /// What is next, and how long it has waited.
+    fn take(&mut self, now: Instant) -> Option<(K, Duration)> {
         let key = self.fast.pop_front().or_else(|| self.slow.pop_front())?;
-        self.dirty.remove(&key);
-        self.handling.insert(key.clone());
-        Some(key)
+        let since = self.dirty.remove(&key).unwrap_or(now);
+        self.handling.insert(key.clone(), now);
+        Some((key, now.duration_since(since)))
     }
 
     fn promote(&mut self, now: Instant) {
@@ -286,7 +265,7 @@ impl<K: Key> State<K> {
             let Some(Reverse((at, key))) = self.delayed.pop() else { break };
             if self.due.get(&key) == Some(&at) {
                 self.due.remove(&key);
-                self.add(key, false);
+                self.add(key, false, now);
             }
         }
     }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::written::Written;
-use crate::{Cache, Context, Error, ObjectKey, Queue, Recorder, error, status};
+use crate::{Cache, Context, Error, Leadership, ObjectKey, Queue, Recorder, error, status};
 
 /// How long one reconcile may take before it is given up and retried (`-reconciliation-timeout`).
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -61,6 +61,8 @@ pub trait Reconcile: Send + Sync + 'static {
 
     /// The event source, for example `service-controller`.
     const NAME: &'static str;
+    /// What upstream calls the controller's queue, in metrics and in the names of Leases.
+    const QUEUE: &'static str;
     /// The finalizer this controller keeps on its objects.
     const FINALIZER: Option<&'static str> = None;
     /// Controllers that only act on their objects leave the status to its owner.
@@ -99,12 +101,16 @@ pub fn drive<R: Reconcile>(
     recorder: &Recorder,
     workers: usize,
 ) {
-    ctx.queues.add(R::NAME, queue);
+    ctx.queues.add(R::QUEUE, queue);
+    let leadership = ctx.leadership(R::QUEUE);
+    let (promoted, all) = (queue.clone(), cache.clone());
+    leadership.on_promotion(ctx, move || resync(&all, &promoted));
     let shell = Arc::new(Shell {
         client: ctx.client.clone(),
         cache: cache.clone(),
         recorder: recorder.clone(),
         reconciler,
+        leadership,
         written: Written::default(),
     });
     queue.run(&ctx.tasks, R::NAME, workers, move |key| {
@@ -146,6 +152,7 @@ struct Shell<R: Reconcile> {
     cache: Cache<R::Kind>,
     recorder: Recorder,
     reconciler: Arc<R>,
+    leadership: Leadership,
     written: Written,
 }
 
@@ -157,7 +164,7 @@ impl<R: Reconcile> Shell<R> {
             self.reconciler.deleted(key);
             return Ok(());
         };
-        if !self.reconciler.selects(&original) {
+        if !self.leadership.leads(key) || !self.reconciler.selects(&original) {
             return Ok(());
         }
         let result = if original.meta().deletion_timestamp.is_some() {

@@ -45,7 +45,7 @@ pub use idle::{Idle, IdleLimits, Look};
 pub use incoming::{ConnectionError, Incoming};
 pub use pool::{BoxIo, Io, Pool, PoolOptions, PooledBody, SendError, Wrap, send_on};
 pub use prefixed::Prefixed;
-pub use respond::{empty, http_error, text};
+pub use respond::{empty, exposition, http_error, text};
 pub use serve::Http;
 pub use stats::{Report, RequestStats};
 pub use timeout::{Limits, Timer};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{
-    Response, StatusCode,
+    Method, Request, Response, StatusCode,
     header::{self, HeaderValue},
 };
 
@@ -31,5 +31,21 @@ pub fn text<G>(status: StatusCode, body: impl Into<Bytes>) -> Response<ResponseB
 pub fn empty<G>(status: StatusCode) -> Response<ResponseBody<G>> {
     let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = status;
+    response
+}
+
+/// What Prometheus gets: `render`'s text for `/metrics`, and for everything else what Go's server of metrics answers.
+pub fn exposition<B, G>(request: &Request<B>, render: impl FnOnce() -> String) -> Response<ResponseBody<G>> {
+    if request.uri().path() != "/metrics" {
+        return http_error(StatusCode::NOT_FOUND, "404 page not found");
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = http_error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    let mut response = text(StatusCode::OK, render());
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }

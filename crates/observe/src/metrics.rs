@@ -133,6 +133,11 @@ impl Registry {
         }
     }
 
+    /// Shows a histogram that somebody else keeps.
+    pub fn show(&self, name: &'static str, help: &'static str, labels: &[(&str, &str)], histogram: &Histogram) {
+        self.series(name, help, Kind::Histogram, labels, || Series::Histogram(histogram.clone()));
+    }
+
     /// Runs `collect` before every rendering, for values that are cheaper to look up than to keep.
     pub fn on_render(&self, collect: impl Fn(&Registry) + Send + Sync + 'static) {
         self.collectors.lock().push(Arc::new(collect));
@@ -307,7 +312,8 @@ impl Gauge {
 // === impl Histogram ===
 
 impl Histogram {
-    fn new(bounds: &'static [f64]) -> Self {
+    /// One that is in no table yet, see [`Registry::show`].
+    pub fn new(bounds: &'static [f64]) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
         Self(Arc::new(Buckets { bounds, counts, sum: AtomicU64::new(0) }))
     }
@@ -316,6 +322,16 @@ impl Histogram {
         let bucket = self.0.bounds.partition_point(|bound| *bound < value);
         self.0.counts[bucket].fetch_add(1, Relaxed);
         add(&self.0.sum, value);
+    }
+
+    /// How many were observed.
+    pub fn count(&self) -> u64 {
+        self.0.counts.iter().map(|count| count.load(Relaxed)).sum()
+    }
+
+    /// Of all that were observed.
+    pub fn sum(&self) -> f64 {
+        f64::from_bits(self.0.sum.load(Relaxed))
     }
 }
 

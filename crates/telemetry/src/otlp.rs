@@ -4,6 +4,8 @@
 //! HTTP/2. The messages are in `wire`. What OpenTelemetry's own variables say has precedence over the installation's
 //! settings, as upstream.
 
+#[cfg(feature = "registry")]
+pub mod registry;
 pub mod wire;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
@@ -78,6 +80,11 @@ impl Signal {
 // === impl Otel ===
 
 impl Otel {
+    /// Those of `environment` that are OpenTelemetry's.
+    pub fn of(environment: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(environment.into_iter().filter(|(name, _)| name.starts_with("OTEL_")).collect())
+    }
+
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(|text| text.trim()).filter(|text| !text.is_empty())
     }

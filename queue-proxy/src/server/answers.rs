@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::{
-    Method, Request, Response, StatusCode,
+    Request, Response, StatusCode,
     header::{self, HeaderValue},
 };
 use net::Incoming;
@@ -73,18 +73,7 @@ pub(super) fn autoscaling(request: &Request<Incoming>, chain: &Chain) -> Respons
 
 /// The port Prometheus scrapes.
 pub(super) fn exposition(request: &Request<Incoming>, metrics: &Metrics) -> Response<Body> {
-    if request.uri().path() != "/metrics" {
-        return not_found();
-    }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = net::http_error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
-    let mut response = net::text(StatusCode::OK, metrics.render());
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
+    net::exposition(request, || metrics.render())
 }
 
 fn not_found() -> Response<Body> {

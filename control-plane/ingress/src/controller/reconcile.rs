@@ -33,6 +33,8 @@ enum Progress {
     Nowhere,
 }
 
+pub(super) const QUEUE: &str = "knative.dev.net-kourier.pkg.reconciler.ingress.Reconciler";
+
 const NETWORK_CONFIGURED: &str = "NetworkConfigured";
 const LOAD_BALANCER_READY: &str = "LoadBalancerReady";
 const READY: &str = "Ready";
@@ -137,6 +139,7 @@ impl Reconcile for Reconciler {
     type Kind = Ingress;
 
     const NAME: &'static str = "ingress-controller";
+    const QUEUE: &'static str = QUEUE;
     const FINALIZER: Option<&'static str> = Some(INGRESS_FINALIZER);
 
     fn selects(&self, ingress: &Ingress) -> bool {

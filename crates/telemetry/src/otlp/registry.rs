@@ -1,5 +1,5 @@
-//! The metrics as OTLP: the same series as in the text format, under OpenTelemetry's names, once per interval and when
-//! the process ends.
+//! A table of metrics as OTLP: the same series as in the text format, under OpenTelemetry's names, once per interval and
+//! when the process ends.
 
 use std::{
     collections::BTreeMap,
@@ -7,17 +7,16 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use observe::{Kind, Registry, Value};
+use observe::{Described, Kind, Registry, Value};
 use prost::Message;
-use telemetry::otlp::{
-    Exporter,
+
+use super::{
+    Exporter, Otel, Signal,
     wire::{
         CUMULATIVE, ExportMetrics, Gauge, Histogram, HistogramPoint, KeyValue, Metric, NumberPoint, Resource,
         ResourceMetrics, Scope, ScopeMetrics, Sum,
     },
 };
-
-use super::{ACTIVE, CONCURRENCY, ERRORS, QUEUED, REACHABLE};
 
 /// OpenTelemetry's own.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -28,31 +27,70 @@ const SCHEMA: &str = "otel_scope_schema_url";
 const TARGET: &str = "target_info";
 
 /// Sends a process's metrics to a collector.
-pub(crate) struct Export {
+pub struct Export {
     registry: Registry,
     exporter: Exporter,
+    interval: Duration,
     resource: Vec<(String, String)>,
+    instruments: &'static [Instrument],
     started: SystemTime,
+}
+
+/// What the text format does not say of a family.
+#[derive(Debug)]
+pub struct Instrument {
+    /// In the text format.
+    pub name: &'static str,
+    pub unit: &'static str,
+    /// A gauge whose series add up: an up-down counter.
+    pub additive: bool,
+}
+
+/// Where and how often an installation wants metrics to be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// `grpc` or `http/protobuf`; nothing is exported with any other.
+    pub protocol: &'a str,
+    pub endpoint: &'a str,
+    /// Zero means OpenTelemetry's default.
+    pub interval: Duration,
 }
 
 // === impl Export ===
 
 impl Export {
-    pub(crate) fn new(registry: Registry, exporter: Exporter, resource: Vec<(String, String)>) -> Arc<Self> {
-        Arc::new(Self { registry, exporter, resource, started: SystemTime::now() })
+    /// Nothing, unless metrics are wanted over OTLP. What cannot be used is logged, for it must not end the process.
+    pub fn new(
+        registry: &Registry,
+        instruments: &'static [Instrument],
+        wanted: Wanted<'_>,
+        otel: &Otel,
+        resource: Vec<(String, String)>,
+    ) -> Option<Arc<Self>> {
+        let grpc = match wanted.protocol {
+            "grpc" => true,
+            "http/protobuf" => false,
+            _ => return None,
+        };
+        let exporter = Exporter::new(Signal::Metrics, grpc, wanted.endpoint, otel)
+            .inspect_err(|error| tracing::error!(error, "metrics cannot be exported; correct config-observability"))
+            .ok()?;
+        let interval = otel.milliseconds("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(wanted.interval);
+        let interval = if interval.is_zero() { INTERVAL } else { interval };
+        let (registry, started) = (registry.clone(), SystemTime::now());
+        Some(Arc::new(Self { registry, exporter, interval, resource, instruments, started }))
     }
 
-    /// Sends every `interval`; zero means OpenTelemetry's default.
-    pub(crate) async fn run(self: Arc<Self>, interval: Duration) {
-        let interval = if interval.is_zero() { INTERVAL } else { interval };
+    /// Sends once per interval, for ever.
+    pub async fn run(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(interval).await;
+            tokio::time::sleep(self.interval).await;
             self.send().await;
         }
     }
 
     /// Sends now.
-    pub(crate) async fn send(&self) {
+    pub async fn send(&self) {
         let message = self.message(SystemTime::now());
         if let Err(error) = self.exporter.send(message.encode_to_vec()).await {
             // Nothing is lost: the next export has the same and more.
@@ -73,7 +111,7 @@ impl Export {
                 found.map_or_else(String::new, |(_, value)| value.clone())
             };
             let metrics = scopes.entry((text(SCOPE), text(VERSION))).or_default();
-            let metric = metrics.entry(family.name).or_insert_with(|| empty(family.name, family.help, family.kind));
+            let metric = metrics.entry(family.name).or_insert_with(|| self.empty(family));
             let own = labels.iter().filter(|(name, _)| ![SCOPE, VERSION, SCHEMA].contains(&name.as_str()));
             let attributes = own.map(|(name, value)| attribute(name, value)).collect();
             add(metric, value, (start, time), attributes);
@@ -86,35 +124,25 @@ impl Export {
         let resource = Some(Resource { attributes: resource });
         ExportMetrics { resource_metrics: vec![ResourceMetrics { resource, scope_metrics: scope_metrics.collect() }] }
     }
-}
 
-/// A family without points.
-fn empty(name: &str, help: &str, kind: Kind) -> Metric {
-    let (stem, suffix) = match (name.strip_suffix("_seconds"), name.strip_suffix("_bytes"), name.strip_suffix("_total"))
-    {
-        (Some(stem), ..) => (stem, "s"),
-        (_, Some(stem), _) => (stem, "By"),
-        (.., Some(stem)) => (stem, ""),
-        _ => (name, ""),
-    };
-    let unit = match name {
-        REACHABLE => "{reachable}",
-        ERRORS => "{error}",
-        CONCURRENCY | QUEUED | ACTIVE => "{request}",
-        _ => suffix,
-    };
-    let points = Vec::new();
-    let mut metric =
-        Metric { name: dotted(stem), description: help.to_owned(), unit: unit.to_owned(), ..Metric::default() };
-    match kind {
-        Kind::Gauge if [QUEUED, ACTIVE].contains(&name) => {
-            metric.sum = Some(Sum { points, temporality: CUMULATIVE, monotonic: false });
+    /// A family without points.
+    fn empty(&self, family: Described) -> Metric {
+        let name = family.name;
+        let known = self.instruments.iter().find(|instrument| instrument.name == name);
+        let suffixes = [("_seconds", "s"), ("_bytes", "By"), ("_total", "")];
+        let found = suffixes.iter().find_map(|(suffix, unit)| Some((name.strip_suffix(suffix)?, *unit)));
+        let (stem, unit) = found.unwrap_or((name, ""));
+        let unit = known.map_or(unit, |known| known.unit).to_owned();
+        let mut metric = Metric { name: dotted(stem), description: family.help.to_owned(), unit, ..Metric::default() };
+        let sum = |monotonic| Some(Sum { points: Vec::new(), temporality: CUMULATIVE, monotonic });
+        match family.kind {
+            Kind::Counter => metric.sum = sum(true),
+            Kind::Gauge if known.is_some_and(|known| known.additive) => metric.sum = sum(false),
+            Kind::Gauge => metric.gauge = Some(Gauge { points: Vec::new() }),
+            Kind::Histogram => metric.histogram = Some(Histogram { points: Vec::new(), temporality: CUMULATIVE }),
         }
-        Kind::Counter => metric.sum = Some(Sum { points, temporality: CUMULATIVE, monotonic: true }),
-        Kind::Gauge => metric.gauge = Some(Gauge { points }),
-        Kind::Histogram => metric.histogram = Some(Histogram { points: Vec::new(), temporality: CUMULATIVE }),
+        metric
     }
-    metric
 }
 
 fn add(metric: &mut Metric, value: &Value<'_>, (start, time): (u64, u64), attributes: Vec<KeyValue>) {
@@ -162,9 +190,13 @@ fn attribute(name: &str, value: &str) -> KeyValue {
 #[cfg(test)]
 mod tests {
     use observe::LATENCY_SECONDS;
-    use telemetry::otlp::{Otel, Signal};
 
     use super::*;
+
+    const KNOWN: &[Instrument] = &[
+        Instrument { name: "kn_activator_stats_conn_errors_total", unit: "{error}", additive: false },
+        Instrument { name: "kn_revision_request_queued", unit: "{request}", additive: true },
+    ];
 
     #[test]
     fn the_message_has_opentelemetrys_names_for_all_that_is_in_the_table() {
@@ -178,8 +210,11 @@ mod tests {
         let name = "http_server_request_duration_seconds";
         registry.histogram(name, "Duration", LATENCY_SECONDS, &labels(&status)).observe(0.03);
 
-        let exporter = Exporter::new(Signal::Metrics, false, "http://collector", &Otel::default()).expect("valid");
-        let export = Export::new(registry, exporter, vec![("service.name".to_owned(), "activator".to_owned())]);
+        let wanted = |protocol| Wanted { protocol, endpoint: "http://collector", interval: Duration::ZERO };
+        let resource = vec![("service.name".to_owned(), "activator".to_owned())];
+        let make = |protocol| Export::new(&registry, KNOWN, wanted(protocol), &Otel::default(), resource.clone());
+        assert!(make("prometheus").is_none());
+        let export = make("http/protobuf").expect("valid");
         let message = export.message(export.started + Duration::from_secs(60));
         let message = ExportMetrics::decode(&*message.encode_to_vec()).expect("sound");
         let [resource] = &message.resource_metrics[..] else { panic!("{message:?}") };
