@@ -36,6 +36,9 @@ pub struct Spare {
     request: Request<RequestBody>,
 }
 
+/// How many connections a request is tried on that was written to none.
+const ATTEMPTS: usize = 4;
+
 // === impl Outbound ===
 
 impl Outbound {
@@ -129,12 +132,43 @@ impl Outbound {
             match error.into_request() {
                 Ok(request) => {
                     self.request = request;
-                    SendFailure { message, unsent: true }
+                    SendFailure { message, unsent: true, spent: false }
                 }
-                Err(SendError::Broken(error)) => SendFailure { message: chain(&error), unsent: false },
-                Err(_) => SendFailure { message, unsent: false },
+                Err(SendError::Broken(error)) => SendFailure { message: chain(&error), unsent: false, spent: true },
+                Err(SendError::Unwritten(error)) => SendFailure { message: chain(&error), unsent: true, spent: true },
+                Err(_) => SendFailure { message, unsent: false, spent: true },
             }
         })
+    }
+
+    /// The same, keeping a spare for whoever finds out from the response that nobody has the request. A connection
+    /// that was closed while it was idle is not the last one that is tried.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn send_spared(&mut self, pool: &Pool) -> Result<(Response<PooledBody>, Option<Spare>), SendFailure> {
+        let mut attempt = 1;
+        loop {
+            let spare = self.spare();
+            let failure = match self.send(pool).await {
+                Ok(response) => return Ok((response, spare)),
+                Err(failure) => failure,
+            };
+            if !failure.spent {
+                // What it would have been needed for has yet to come.
+                if let Some(spare) = spare {
+                    spare.put_by();
+                }
+                return Err(failure);
+            }
+            if !failure.unsent || !spare.is_some_and(|spare| self.restore(spare)) {
+                return Err(failure);
+            }
+            if attempt == ATTEMPTS {
+                return Err(SendFailure { spent: false, ..failure });
+            }
+            attempt += 1;
+        }
     }
 
     /// Keeps what is needed to send the request again after it was sent: a body up to a bound. Nothing if that is not
@@ -205,6 +239,13 @@ impl Outbound {
 
 // === impl Spare ===
 
+impl Spare {
+    /// It is not needed, though the body still has to be kept.
+    fn put_by(mut self) {
+        *self.request.body_mut() = RequestBody::Empty;
+    }
+}
+
 impl Drop for Spare {
     fn drop(&mut self) {
         if let RequestBody::Kept(kept) = self.request.body() {
@@ -226,13 +267,15 @@ pub struct SendFailure {
     message: String,
     /// The backend has certainly not seen the request.
     pub unsent: bool,
+    /// The request is gone all the same, or some of it.
+    pub spent: bool,
 }
 
 // === impl SendFailure ===
 
 impl SendFailure {
     pub fn new(message: impl Into<String>, unsent: bool) -> Self {
-        Self { message: message.into(), unsent }
+        Self { message: message.into(), unsent, spent: !unsent }
     }
 }
 

@@ -8,6 +8,7 @@
 //! closes at the same moment, a request that may be repeated (idempotent and without a body) is sent again here.
 
 mod body;
+mod http1;
 mod http2;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -15,21 +16,18 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
 
-pub use self::body::PooledBody;
-use self::{body::Lease, http2::Http2};
-use crate::{
-    ConnectionError, DialError, Idle, IdleLimits, Incoming, Look, RequestBody, dial, incoming::Interim,
-    serve::MAX_HEADERS,
+use self::{
+    body::Lease,
+    http1::{Failed, Sender},
+    http2::Http2,
 };
-
-type Sender = http1::SendRequest<RequestBody>;
+pub use self::{body::PooledBody, http1::is_closed};
+use crate::{ConnectionError, DialError, Idle, IdleLimits, Incoming, Look, RequestBody, dial, incoming::Interim};
 
 #[derive(Debug, Clone, Copy)]
 pub struct PoolOptions {
@@ -82,6 +80,9 @@ pub enum SendError {
     /// The connection went away before the request was written.
     #[error("{error}")]
     NotSent { error: ConnectionError, request: Box<Request<RequestBody>> },
+    /// Not a byte of the request was written, but it is gone.
+    #[error("{0}")]
+    Unwritten(ConnectionError),
     /// The request, or a part of it, was sent.
     #[error("{0}")]
     Broken(ConnectionError),
@@ -102,12 +103,16 @@ impl SendError {
     pub fn into_request(self) -> Result<Request<RequestBody>, Self> {
         match self {
             Self::Dial { request, .. } | Self::NotSent { request, .. } => Ok(*request),
-            Self::Broken(_) => Err(self),
+            Self::Unwritten(_) | Self::Broken(_) => Err(self),
         }
     }
 
     pub fn is_unsent(&self) -> bool {
         !matches!(self, Self::Broken(_))
+    }
+
+    fn of(error: hyper::Error, unwritten: bool) -> Self {
+        if unwritten { Self::Unwritten(error.into()) } else { Self::Broken(error.into()) }
     }
 }
 
@@ -145,14 +150,14 @@ impl Pool {
                 return self.send_fresh(request).await;
             };
             let spare = repeatable(&request).then(|| copy(&request));
-            match sender.try_send_request(request).await {
+            match sender.send(request, spare.is_none()).await {
                 Ok(response) => return Ok(self.respond(response, sender)),
-                Err(mut error) => {
+                Err(Failed { mut error, unwritten }) => {
                     // A response that makes no sense is an answer; asking again would not improve it.
                     let spare = spare.filter(|_| !error.error().is_parse());
                     match error.take_message().or(spare) {
                         Some(again) => request = again,
-                        None => return Err(SendError::Broken(error.into_error().into())),
+                        None => return Err(SendError::of(error.into_error(), unwritten)),
                     }
                 }
             }
@@ -187,11 +192,11 @@ impl Pool {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::Dial { error, request: Box::new(request) }),
         };
-        match sender.try_send_request(request).await {
+        match sender.send(request, false).await {
             Ok(response) => Ok(self.respond(response, sender)),
-            Err(mut error) => Err(match error.take_message() {
+            Err(Failed { mut error, unwritten }) => Err(match error.take_message() {
                 Some(request) => SendError::NotSent { error: error.into_error().into(), request: Box::new(request) },
-                None => SendError::Broken(error.into_error().into()),
+                None => SendError::of(error.into_error(), unwritten),
             }),
         }
     }
@@ -202,13 +207,9 @@ impl Pool {
     }
 
     async fn dial(&self) -> Result<Sender, DialError> {
-        let io: BoxIo = match self.shared.connect().await? {
-            Connection::Plain(stream) => Box::new(stream),
-            Connection::Wrapped(io) => io,
-        };
-        handshake(io, self.shared.title_case)
-            .await
-            .map_err(|error| DialError::Failed { address: self.shared.address, source: io::Error::other(error) })
+        let connection = self.shared.connect().await?;
+        let sender = Sender::new(connection, self.shared.title_case).await;
+        sender.map_err(|error| DialError::Failed { address: self.shared.address, source: io::Error::other(error) })
     }
 
     fn respond(&self, response: Response<hyper::body::Incoming>, sender: Sender) -> Response<PooledBody> {
@@ -278,20 +279,8 @@ pub async fn send_on(
     if http2 {
         return http2::send_on(io, request).await;
     }
-    let response = handshake(io, true).await?.send_request(request).await?;
-    Ok(response.map(Incoming::Http1))
-}
-
-async fn handshake(io: BoxIo, title_case: bool) -> Result<Sender, hyper::Error> {
-    let mut builder = http1::Builder::new();
-    builder.title_case_headers(title_case).max_headers(MAX_HEADERS).ignore_invalid_headers_in_responses(true);
-    let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "backend connection ended");
-        }
-    });
-    Ok(sender)
+    let sent = Sender::new(Connection::Wrapped(io), true).await?.send(request, false).await;
+    Ok(sent.map_err(|failed| failed.error.into_error())?.map(Incoming::Http1))
 }
 
 /// True for a request that may be sent twice and is complete without a body.

@@ -199,3 +199,78 @@ async fn a_burst_of_connections_waits_in_the_kernel() {
     let connected = tokio::time::timeout(Duration::from_secs(60), burst).await.expect("there is room");
     assert_eq!(connected.expect("connected").len(), BURST);
 }
+
+type Told = std::sync::mpsc::Receiver<()>;
+
+/// A backend on a thread of its own: it answers one request on its first connection, closes it when it is told to, and
+/// tells when it has; it returns what it gets on the second.
+fn closing_backend(close: Told) -> (SocketAddr, Told, std::thread::JoinHandle<String>) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let (closed, closing) = std::sync::mpsc::channel();
+    let backend = std::thread::spawn(move || {
+        let read_to = |stream: &mut std::net::TcpStream, end: &[u8]| {
+            let mut read = Vec::new();
+            while !read.ends_with(end) {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("a request");
+                read.push(byte[0]);
+            }
+            String::from_utf8(read).expect("text")
+        };
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let (mut first, _) = listener.accept().expect("a connection");
+        read_to(&mut first, b"\r\n\r\n");
+        first.write_all(answer).expect("sent");
+        close.recv().expect("somebody tells");
+        drop(first);
+        closed.send(()).expect("somebody waits");
+        let (mut second, _) = listener.accept().expect("another connection");
+        let request = read_to(&mut second, b"0\r\n\r\n");
+        second.write_all(answer).expect("sent");
+        request
+    });
+    (address, closing, backend)
+}
+
+/// A body in pieces goes to another connection, from its beginning, if the first was closed while it was idle, even
+/// if nobody could be told of that before.
+#[tokio::test]
+async fn a_body_in_pieces_is_not_lost_on_a_connection_that_was_closed() {
+    let (close, told) = std::sync::mpsc::channel();
+    let (address, closed, backend) = closing_backend(told);
+    let pool = Pool::new(address, PoolOptions::default());
+    pool.send(request()).await.expect("a response").into_body().collect().await.expect("its body");
+    assert_eq!(pool.idle(), 1);
+    let closing = Arc::new(parking_lot::Mutex::new((close, closed)));
+    let listener = net::listen(([127, 0, 0, 1], 0).into()).await.expect("a free port");
+    let front = listener.local_addr().expect("bound");
+    tokio::spawn(net::serve(listener, Connections::new(), move |request, peer: SocketAddr| {
+        let (pool, closing) = (pool.clone(), closing.clone());
+        async move {
+            let mut outbound = net::Outbound::new::<()>(request, peer.ip()).expect("not CONNECT");
+            // The thread that would hear of it is kept from hearing of it.
+            {
+                let closing = closing.lock();
+                closing.0.send(()).expect("it waits");
+                closing.1.recv().expect("it closes");
+            }
+            match outbound.send_spared(&pool).await {
+                Ok((response, _)) => net::empty::<()>(response.status()),
+                Err(failure) => net::bad_gateway(&failure),
+            }
+        }
+    }));
+    let mut client = TcpStream::connect(front).await.expect("listening");
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        .await
+        .expect("sent");
+    client.write_all(b"3\r\ntwo\r\n0\r\n\r\n").await.expect("sent");
+    let mut answer = vec![0; 15];
+    client.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200 OK");
+    let request = backend.join().expect("it got a request");
+    assert!(request.contains("one") && request.ends_with("0\r\n\r\n"), "{request}");
+}

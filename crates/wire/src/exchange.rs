@@ -74,6 +74,8 @@ impl Client {
         let mut head = Vec::new();
         let result = loop {
             let (mut stream, used) = match backend.idle() {
+                // What may not be repeated is not sent to who has just closed, even if nobody was told of it yet.
+                Some(stream) if !plain.repeatable && net::is_closed(&stream) => continue,
                 Some(stream) => (stream, true),
                 None => match self.race(backend.dial()).await {
                     Ok(Ok(stream)) => (stream, false),
