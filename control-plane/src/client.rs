@@ -1,11 +1,15 @@
 //! The client of the Kubernetes API: from a kubeconfig, from an address alone, or from the pod we are in.
 
 use anyhow::{Context, Result, bail};
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use observe::{ApiCalls, Registry};
+use tower::layer::layer_fn;
 
 use crate::Options;
 
-pub(crate) async fn connect(options: &Options) -> Result<kube::Client> {
+/// A client whose requests are noted in `registry`.
+pub(crate) async fn connect(options: &Options, registry: &Registry) -> Result<kube::Client> {
     let selection = KubeConfigOptions { cluster: options.cluster.clone(), ..KubeConfigOptions::default() };
     let server = match &options.server {
         Some(server) => Some(server.parse().with_context(|| format!("--server {server} is no URL"))?),
@@ -27,7 +31,8 @@ pub(crate) async fn connect(options: &Options) -> Result<kube::Client> {
     if let Some(server) = server {
         config.cluster_url = server;
     }
-    Ok(kube::Client::try_from(config)?)
+    let calls = ApiCalls::new(registry, &config.cluster_url);
+    Ok(ClientBuilder::try_from(config)?.with_layer(&layer_fn(|inner| calls.of(inner))).build())
 }
 
 /// Ends the start on an API that is older than `KUBERNETES_MIN_VERSION` says.

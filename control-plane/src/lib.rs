@@ -109,7 +109,8 @@ impl Role {
 /// # Errors
 /// If the API cannot be reached, a role cannot start, or an option is missing for a chosen role.
 pub async fn run(options: Options, level: LogLevel) -> Result<()> {
-    let client = client::connect(&options).await?;
+    let registry = Registry::new();
+    let client = client::connect(&options, &registry).await?;
     let environment = |name: &str| std::env::var(name).ok();
     client::check_version(&client, environment("KUBERNETES_MIN_VERSION").as_deref()).await?;
     let tasks = Tasks::new();
@@ -127,7 +128,6 @@ pub async fn run(options: Options, level: LogLevel) -> Result<()> {
     let service = environment("OTEL_SERVICE_NAME").filter(|name| !name.is_empty()).unwrap_or(component.to_owned());
     let version = env!("CARGO_PKG_VERSION");
 
-    let registry = Registry::new();
     figures::describe_process(
         &registry,
         &[

@@ -4,10 +4,12 @@
 //! Everything is read only when somebody scrapes.
 
 mod admin;
+mod calls;
 mod logging;
 mod metrics;
 mod process;
 
 pub use admin::{AdminHandle, serve_admin};
+pub use calls::ApiCalls;
 pub use logging::{LogLevel, logging};
 pub use metrics::{Counter, Described, Gauge, Histogram, Kind, LATENCY_SECONDS, Registry, Value};
