@@ -13,11 +13,14 @@
 //! Several activators share the pods of a revision with containerConcurrency: each uses its own part, as upstream
 //! divides them, so that their slots add up to what the pods can take.
 
-mod addresses;
+mod listing;
+mod peers;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, Weak},
 };
 
@@ -25,9 +28,14 @@ use controller::ObjectKey;
 use parking_lot::Mutex;
 use tokio_util::sync::DropGuard;
 
-pub(crate) use self::addresses::{Addresses, Peers, port_name};
-use self::service::Service;
-use crate::throttler::{Endpoint, Link, Pod, Throttler};
+#[cfg(test)]
+pub(crate) use self::listing::Addresses;
+use self::{listing::changes, service::Service};
+pub(crate) use self::{
+    listing::{Groups, Listing, Slice, Source, Whole, port_name},
+    peers::Peers,
+};
+use crate::throttler::{Endpoint, Link, Pod, Throttler, Uid};
 
 /// Asks pods whether they are ready.
 pub(crate) trait Prober: Send + Sync {
@@ -37,6 +45,10 @@ pub(crate) trait Prober: Send + Sync {
     /// Finds the Service's address, asks there until a pod is ready and calls [`Backends::service_answered`] then.
     fn start_service(&self, service: &ServiceRef, asker: Weak<Backends>) -> DropGuard;
 }
+
+/// Nobody is asked, or nobody ever answers.
+#[cfg(test)]
+pub(crate) struct NoProbes;
 
 /// How the pods of a revision are treated.
 #[derive(Debug, Clone)]
@@ -78,23 +90,59 @@ pub(crate) struct Backends {
 }
 
 struct State {
-    pods: BTreeMap<Endpoint, Known>,
-    /// Pods that have left the endpoints and still have requests.
+    /// What each object that lists pods said last.
+    sources: BTreeMap<Box<str>, Groups>,
+    /// In the order in which every activator sorts them.
+    pods: BTreeMap<Name, Known>,
+    /// How many of them the kubelet has found ready.
+    ready: usize,
+    /// Pods that have left the endpoints and may still have requests.
     departed: BTreeMap<Endpoint, Weak<Pod>>,
+    /// How many of them there may be until those without requests are forgotten.
+    sweep_at: usize,
     peers: Option<Peers>,
     /// What is known about how pods are reached: `Either` until one has answered.
     reach: Reach,
     service: Service,
+    /// What is not published yet.
+    moved: Moved,
 }
+
+/// A pod's address as text, and its uid.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Name(Box<str>, Uid);
 
 struct Known {
     pod: Arc<Pod>,
-    /// What the endpoints said last.
+    /// In how many places it is listed as ready and as not ready: while a pod moves from one slice to another it may
+    /// be in both.
+    listed: [u32; 2],
+    /// What they said last: ready if any says so.
     ready: bool,
     /// Whether requests may go there.
     healthy: bool,
     /// The probe that runs; dropping it ends it.
     probe: Option<DropGuard>,
+}
+
+/// Pods to which requests may not go any more, and pods to which they may from now on.
+#[derive(Default)]
+struct Moved {
+    gone: Vec<Arc<Pod>>,
+    come: Vec<Arc<Pod>>,
+}
+
+// === impl NoProbes ===
+
+#[cfg(test)]
+impl Prober for NoProbes {
+    fn start(&self, _: Arc<Pod>, _: Weak<Backends>) -> DropGuard {
+        tokio_util::sync::CancellationToken::new().drop_guard()
+    }
+
+    fn start_service(&self, _: &ServiceRef, _: Weak<Backends>) -> DropGuard {
+        tokio_util::sync::CancellationToken::new().drop_guard()
+    }
 }
 
 // === impl Treatment ===
@@ -119,57 +167,55 @@ impl Treatment {
 impl Backends {
     pub(crate) fn new(throttler: Throttler, treatment: Treatment, prober: Arc<dyn Prober>) -> Arc<Self> {
         let state = State {
+            sources: BTreeMap::new(),
             pods: BTreeMap::new(),
+            ready: 0,
             departed: BTreeMap::new(),
+            sweep_at: 0,
             peers: None,
             reach: treatment.reach,
             service: Service::default(),
+            moved: Moved::default(),
         };
         Arc::new_cyclic(|this| Self { throttler, treatment, prober, state: Mutex::new(state), this: this.clone() })
     }
 
-    /// Takes over what the endpoints say now.
-    pub(crate) fn update(&self, addresses: &Addresses) {
+    /// Takes over what an object of this name lists now; nothing, if it is gone. What is done about it depends on what
+    /// is different, not on how much is listed.
+    pub(crate) fn update(&self, source: &str, now: &Groups) {
         let mut state = self.state.lock();
-        let State { pods, departed, .. } = &mut *state;
-        departed.retain(|_, pod| pod.strong_count() > 0);
-        pods.retain(|endpoint, known| {
-            let stays = addresses.ready.contains(endpoint) || addresses.not_ready.contains(endpoint);
-            if !stays {
-                departed.insert(endpoint.clone(), Arc::downgrade(&known.pod));
-            }
-            stays
-        });
-        for endpoint in &addresses.ready {
-            let reach = state.reach;
-            let known = self.known(&mut state, endpoint);
-            if !std::mem::replace(&mut known.ready, true) && reach == Reach::Pods {
-                known.healthy = true;
-                known.probe = None;
-            }
-            if !known.healthy && known.probe.is_none() && reach == Reach::Either {
-                known.probe = Some(self.prober.start(known.pod.clone(), self.this.clone()));
-            }
+        let before = match now.is_empty() {
+            true => state.sources.remove(source),
+            false => match state.sources.get_mut(source) {
+                Some(known) => Some(std::mem::replace(known, now.clone())),
+                None => state.sources.insert(source.into(), now.clone()),
+            },
+        };
+        let mut changed = changes(before.as_deref().unwrap_or_default(), now, self.treatment.service.port);
+        for (endpoint, ready, is_new) in &changed {
+            let known = self.known(&mut state, *endpoint);
+            let count = &mut known.listed[usize::from(*ready)];
+            *count = if *is_new { *count + 1 } else { count.saturating_sub(1) };
         }
-        for endpoint in addresses.not_ready.difference(&addresses.ready) {
-            let reach = state.reach;
-            let known = self.known(&mut state, endpoint);
-            if std::mem::replace(&mut known.ready, false) {
-                known.healthy = false;
-            }
-            if !known.healthy && known.probe.is_none() && self.treatment.probe_early && reach != Reach::Service {
-                known.probe = Some(self.prober.start(known.pod.clone(), self.this.clone()));
-            }
+        changed.dedup_by_key(|(endpoint, ..)| *endpoint);
+        for (endpoint, ..) in changed {
+            self.judge(&mut state, endpoint);
         }
         self.look_after_service(&mut state);
         self.publish(&mut state);
+    }
+
+    /// Nothing lists any pod any more.
+    pub(crate) fn clear(&self) {
+        let sources: Vec<_> = self.state.lock().sources.keys().cloned().collect();
+        sources.iter().for_each(|source| self.update(source, &Groups::default()));
     }
 
     /// Takes over where this activator stands. Not being listed says nothing, as upstream sees it.
     pub(crate) fn set_peers(&self, peers: Peers) {
         let mut state = self.state.lock();
         if state.peers.replace(peers) != Some(peers) {
-            self.publish(&mut state);
+            self.publish_all(&mut state);
         }
     }
 
@@ -186,8 +232,9 @@ impl Backends {
             self.publish(&mut state);
             return;
         }
-        let Some(known) = state.known(pod) else { return };
-        if std::mem::replace(&mut known.healthy, false) {
+        let Some((known, moved)) = state.known(pod) else { return };
+        if known.healthy {
+            known.set_healthy(false, moved);
             known.probe = Some(self.prober.start(known.pod.clone(), self.this.clone()));
             self.publish(&mut state);
         }
@@ -199,14 +246,16 @@ impl Backends {
         if state.reach == Reach::Service {
             return;
         }
-        let Some(known) = state.known(pod) else { return };
+        let Some((known, moved)) = state.known(pod) else { return };
         known.probe = None;
         // Where only the kubelet can tell, an answer means something only if the kubelet agrees.
-        known.healthy = known.ready || self.treatment.probe_early;
+        let healthy = known.ready || self.treatment.probe_early;
+        known.set_healthy(healthy, moved);
         if std::mem::replace(&mut state.reach, Reach::Pods) == Reach::Either {
             state.service = Service::default();
-            for known in state.pods.values_mut().filter(|known| known.ready && !known.healthy) {
-                known.healthy = true;
+            let State { pods, moved, .. } = &mut *state;
+            for known in pods.values_mut().filter(|known| known.ready && !known.healthy) {
+                known.set_healthy(true, moved);
                 known.probe = None;
             }
         }
@@ -219,208 +268,122 @@ impl Backends {
         state.service.is(pod) || state.known(pod).is_some()
     }
 
-    fn known<'a>(&self, state: &'a mut State, endpoint: &Endpoint) -> &'a mut Known {
+    fn known<'a>(&self, state: &'a mut State, endpoint: Endpoint) -> &'a mut Known {
         let State { pods, departed, .. } = state;
-        pods.entry(endpoint.clone()).or_insert_with(|| {
-            let returned = departed.remove(endpoint).and_then(|pod| pod.upgrade());
-            let pod = returned
-                .unwrap_or_else(|| Pod::new(endpoint.clone(), self.treatment.concurrency, &self.treatment.link));
-            Known { pod, ready: false, healthy: false, probe: None }
+        pods.entry(Name::of(&endpoint)).or_insert_with(|| {
+            let returned = departed.remove(&endpoint).and_then(|pod| pod.upgrade());
+            let pod = returned.unwrap_or_else(|| Pod::new(endpoint, self.treatment.concurrency, &self.treatment.link));
+            Known { pod, listed: [0; 2], ready: false, healthy: false, probe: None }
         })
     }
 
-    fn publish(&self, state: &mut State) {
-        if state.reach == Reach::Service {
-            let ready = state.pods.values().filter(|known| known.ready).count();
-            let activators = state.peers.map_or(1, |peers| peers.count);
-            return self.throttler.set_pods(state.service.pods(self.treatment.concurrency, ready, activators));
+    /// What becomes of a pod that is listed differently now.
+    fn judge(&self, state: &mut State, endpoint: Endpoint) {
+        let State { pods, ready: ready_pods, reach, moved, .. } = state;
+        let Entry::Occupied(mut entry) = pods.entry(Name::of(&endpoint)) else { return };
+        let known = entry.get_mut();
+        let ready = known.listed[1] > 0;
+        *ready_pods = *ready_pods + usize::from(ready) - usize::from(known.ready);
+        let was_ready = std::mem::replace(&mut known.ready, ready);
+        if known.listed == [0; 2] {
+            known.set_healthy(false, moved);
+            let pod = Arc::downgrade(&entry.remove().pod);
+            return state.depart(endpoint, pod);
         }
-        let healthy: Vec<_> = state.pods.values().filter(|known| known.healthy).map(|known| &known.pod).collect();
-        let own = match state.peers {
-            Some(peers) if self.are_divided() => {
-                let named = by_name(healthy.into_iter().cloned());
-                let count = named.len();
-                let own = named.into_iter().enumerate().filter(|(index, _)| peers.owns(*index, count));
-                own.map(|(_, pod)| pod).collect()
+        let asked = match ready {
+            true => {
+                if !was_ready && *reach == Reach::Pods {
+                    known.set_healthy(true, moved);
+                    known.probe = None;
+                }
+                *reach == Reach::Either
             }
-            _ if self.throttler.order_matters() => by_name(healthy.into_iter().cloned()),
-            _ => healthy.into_iter().cloned().collect(),
+            false => {
+                if was_ready {
+                    known.set_healthy(false, moved);
+                }
+                self.treatment.probe_early && *reach != Reach::Service
+            }
+        };
+        if asked && !known.healthy && known.probe.is_none() {
+            known.probe = Some(self.prober.start(known.pod.clone(), self.this.clone()));
+        }
+    }
+
+    /// Tells the throttler what has changed.
+    fn publish(&self, state: &mut State) {
+        if state.reach == Reach::Service || self.divides(state).is_some() || self.throttler.order_matters() {
+            return self.publish_all(state);
+        }
+        let Moved { gone, come } = std::mem::take(&mut state.moved);
+        if !gone.is_empty() || !come.is_empty() {
+            self.throttler.change_pods(&gone, come);
+        }
+    }
+
+    /// Tells the throttler how everything is.
+    fn publish_all(&self, state: &mut State) {
+        state.moved = Moved::default();
+        if state.reach == Reach::Service {
+            let activators = state.peers.map_or(1, |peers| peers.count);
+            return self.throttler.set_pods(state.service.pods(self.treatment.concurrency, state.ready, activators));
+        }
+        let healthy = state.pods.values().filter(|known| known.healthy).map(|known| &known.pod);
+        let own = match self.divides(state) {
+            Some(peers) => {
+                let count = healthy.clone().count();
+                let own = healthy.enumerate().filter(|(index, _)| peers.owns(*index, count));
+                own.map(|(_, pod)| pod.clone()).collect()
+            }
+            None => healthy.cloned().collect(),
         };
         self.throttler.set_pods(own);
     }
-}
 
-/// In the order in which every activator sorts them.
-fn by_name(pods: impl Iterator<Item = Arc<Pod>>) -> Vec<Arc<Pod>> {
-    let mut named: Vec<_> = pods.map(|pod| (pod.address().to_string(), pod)).collect();
-    named.sort_by(|(one, _), (other, _)| one.cmp(other));
-    named.into_iter().map(|(_, pod)| pod).collect()
+    /// Where this activator stands, if it is not to use all pods.
+    fn divides(&self, state: &State) -> Option<Peers> {
+        state.peers.filter(|peers| self.are_divided() && peers.count > 1)
+    }
 }
 
 // === impl State ===
 
 impl State {
-    fn known(&mut self, pod: &Arc<Pod>) -> Option<&mut Known> {
-        self.pods.get_mut(pod.endpoint()).filter(|known| Arc::ptr_eq(&known.pod, pod))
+    fn known(&mut self, pod: &Arc<Pod>) -> Option<(&mut Known, &mut Moved)> {
+        let known = self.pods.get_mut(&Name::of(pod.endpoint())).filter(|known| Arc::ptr_eq(&known.pod, pod))?;
+        Some((known, &mut self.moved))
+    }
+
+    /// Remembers a pod in case it comes back.
+    fn depart(&mut self, endpoint: Endpoint, pod: Weak<Pod>) {
+        if self.departed.len() >= self.sweep_at {
+            self.departed.retain(|_, pod| pod.strong_count() > 0);
+            self.sweep_at = 2 * self.departed.len() + 8;
+        }
+        self.departed.insert(endpoint, pod);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
+// === impl Name ===
 
-    use super::*;
-    use crate::throttler::Policy;
-
-    fn addresses(ready: &[u16], not_ready: &[u16]) -> Addresses {
-        let set = |ports: &[u16]| ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port)).into()).collect();
-        Addresses { ready: set(ready), not_ready: set(not_ready) }
+impl Name {
+    fn of(endpoint: &Endpoint) -> Self {
+        Self(endpoint.address.to_string().into(), endpoint.uid)
     }
+}
 
-    struct Never;
+// === impl Known ===
 
-    impl Prober for Never {
-        fn start(&self, _: Arc<Pod>, _: Weak<Backends>) -> DropGuard {
-            tokio_util::sync::CancellationToken::new().drop_guard()
+impl Known {
+    fn set_healthy(&mut self, healthy: bool, moved: &mut Moved) {
+        if std::mem::replace(&mut self.healthy, healthy) == healthy {
+            return;
         }
-
-        fn start_service(&self, _: &ServiceRef, _: Weak<Backends>) -> DropGuard {
-            tokio_util::sync::CancellationToken::new().drop_guard()
+        // What was not told yet need not be told.
+        let (to, from) = if healthy { (&mut moved.come, &mut moved.gone) } else { (&mut moved.gone, &mut moved.come) };
+        match from.iter().position(|pod| Arc::ptr_eq(pod, &self.pod)) {
+            Some(index) => drop(from.swap_remove(index)),
+            None => to.push(self.pod.clone()),
         }
-    }
-
-    fn backends() -> (Throttler, Arc<Backends>) {
-        treated(Treatment { reach: Reach::Pods, ..Treatment::of("rev") })
-    }
-
-    fn treated(treatment: Treatment) -> (Throttler, Arc<Backends>) {
-        let bound = crate::throttler::Bound { each: 1000, total: 1000 };
-        let throttler = Throttler::new(crate::throttler::QueueLimit::new(bound, bound), Policy::default());
-        (throttler.clone(), Backends::new(throttler, treatment, Arc::new(Never)))
-    }
-
-    fn used(throttler: &Throttler) -> Vec<u16> {
-        throttler.pods().iter().map(|pod| pod.address().port()).collect()
-    }
-
-    #[test]
-    fn ready_addresses_are_used_and_those_that_leave_are_not() {
-        let (throttler, backends) = backends();
-        backends.update(&addresses(&[1, 2], &[3]));
-        assert_eq!(used(&throttler), [1, 2]);
-        backends.update(&addresses(&[2], &[1]));
-        assert_eq!(used(&throttler), [2]);
-        backends.update(&addresses(&[], &[]));
-        assert!(used(&throttler).is_empty());
-    }
-
-    #[test]
-    fn a_pod_that_answered_a_probe_stays_in_use_while_it_is_not_ready_yet() {
-        let (throttler, backends) = backends();
-        backends.update(&addresses(&[], &[3]));
-        let pod = backends.state.lock().pods.values().next().expect("known").pod.clone();
-        backends.succeeded(&pod);
-        backends.update(&addresses(&[], &[3, 4]));
-        assert_eq!(used(&throttler), [3]);
-    }
-
-    #[test]
-    fn a_pod_that_failed_comes_back_by_its_probe_not_by_the_next_event() {
-        let (throttler, backends) = backends();
-        backends.update(&addresses(&[1, 2], &[]));
-        let pod = throttler.pods()[0].clone();
-        backends.failed(&pod);
-        backends.update(&addresses(&[1, 2, 3], &[]));
-        assert_eq!(used(&throttler), [2, 3]);
-        backends.succeeded(&pod);
-        assert_eq!(used(&throttler), [1, 2, 3]);
-    }
-
-    #[test]
-    fn a_pod_that_comes_back_still_has_its_requests() {
-        let (throttler, backends) = treated(Treatment { concurrency: 1, reach: Reach::Pods, ..Treatment::of("rev") });
-        backends.update(&addresses(&[1], &[]));
-        let acquire = || futures::FutureExt::now_or_never(throttler_acquire(&throttler));
-        let lease = acquire().expect("free");
-        backends.update(&addresses(&[], &[]));
-        backends.update(&addresses(&[1], &[]));
-        assert!(acquire().is_none(), "its only slot is taken");
-        drop(lease);
-        assert!(acquire().is_some());
-    }
-
-    async fn throttler_acquire(throttler: &Throttler) -> crate::throttler::Lease {
-        throttler.acquire(&mut crate::throttler::Turn::new(0)).await.expect("room")
-    }
-
-    #[test]
-    fn where_only_the_kubelet_can_tell_an_answer_is_not_enough() {
-        let (throttler, backends) =
-            treated(Treatment { probe_early: false, reach: Reach::Pods, ..Treatment::of("rev") });
-        backends.update(&addresses(&[1], &[]));
-        let pod = throttler.pods()[0].clone();
-        backends.failed(&pod);
-        backends.update(&addresses(&[], &[1]));
-        backends.succeeded(&pod);
-        assert!(used(&throttler).is_empty());
-        backends.update(&addresses(&[1], &[]));
-        assert_eq!(used(&throttler), [1]);
-    }
-
-    fn pod(backends: &Backends, port: u16) -> Arc<Pod> {
-        let state = backends.state.lock();
-        let mut pods = state.pods.values().map(|known| known.pod.clone());
-        pods.find(|pod| pod.address().port() == port).expect("known")
-    }
-
-    #[test]
-    fn unless_it_is_said_how_pods_are_reached_the_first_has_to_answer() {
-        let (throttler, backends) = treated(Treatment::of("rev"));
-        backends.update(&addresses(&[1, 2], &[]));
-        assert!(used(&throttler).is_empty());
-        backends.succeeded(&pod(&backends, 1));
-        assert_eq!(used(&throttler), [1, 2]);
-        backends.update(&addresses(&[1, 2, 3], &[]));
-        assert_eq!(used(&throttler), [1, 2, 3]);
-        // Once pods are known to be reached, a Service that answers late changes nothing.
-        backends.service_answered(SocketAddr::from(([10, 96, 0, 1], 80)));
-        assert_eq!(used(&throttler), [1, 2, 3]);
-    }
-
-    #[test]
-    fn where_only_the_service_answers_it_stands_for_the_ready_pods() {
-        let (throttler, backends) = treated(Treatment { concurrency: 10, ..Treatment::of("rev") });
-        let service = SocketAddr::from(([10, 96, 0, 1], 80));
-        backends.update(&addresses(&[1, 2], &[3]));
-        backends.suspected(&pod(&backends, 3));
-        assert!(!backends.state.lock().service.is_asked(), "a pod that is not ready says nothing about a mesh");
-        backends.suspected(&pod(&backends, 1));
-        assert!(backends.state.lock().service.is_asked());
-        backends.service_answered(service);
-        let capacity = || throttler.pods().iter().map(|pod| (pod.address(), pod.capacity())).collect::<Vec<_>>();
-        assert_eq!(capacity(), [(service, 20)]);
-        backends.set_peers(Peers { index: 0, count: 5 });
-        assert_eq!(capacity(), [(service, 4)]);
-        backends.set_peers(Peers { index: 0, count: 200 });
-        assert_eq!(capacity(), [(service, 1)]);
-        // It is down as long as it does not answer, and asked again.
-        let failed = throttler.pods()[0].clone();
-        backends.failed(&failed);
-        assert!(throttler.is_empty() && backends.state.lock().service.is_asked());
-        backends.service_answered(service);
-        assert!(Arc::ptr_eq(&throttler.pods()[0], &failed));
-        backends.update(&addresses(&[], &[1, 2]));
-        assert!(throttler.is_empty() && !backends.state.lock().service.is_asked());
-    }
-
-    #[test]
-    fn in_a_mesh_the_service_is_asked_as_soon_as_a_pod_is_ready() {
-        let (throttler, backends) = treated(Treatment { reach: Reach::Service, ..Treatment::of("rev") });
-        backends.update(&addresses(&[], &[1]));
-        assert!(!backends.state.lock().service.is_asked());
-        backends.update(&addresses(&[1], &[]));
-        assert!(backends.state.lock().service.is_asked() && throttler.is_empty());
-        backends.service_answered(SocketAddr::from(([10, 96, 0, 1], 80)));
-        assert_eq!(used(&throttler), [80]);
     }
 }

@@ -35,9 +35,9 @@ impl Direct {
         let address = peer.ip().to_canonical().to_string();
         let mut out = Vec::new();
         loop {
-            // Whoever looks at whole requests gets them taken apart.
+            // What is encrypted on the way to pods is taken apart.
             let handler = self.handler.takes_plain().then_some(&*self.handler);
-            match client.next(|input| head::request(input, &address, handler, &mut out)).await {
+            match client.next(|input| head::request(input, peer, &address, handler, &mut out)).await {
                 Next::Plain(plain, asked) => {
                     if !self.exchange(&mut client, plain, asked, &mut out).await {
                         return;

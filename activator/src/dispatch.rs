@@ -133,28 +133,13 @@ async fn within<F: Future>(work: F, patience: &mut Patience) -> Option<F::Output
 
 #[cfg(test)]
 mod tests {
-    use std::{future::pending, net::SocketAddr, sync::Weak};
-
-    use tokio_util::sync::{CancellationToken, DropGuard};
+    use std::{future::pending, net::SocketAddr};
 
     use super::*;
     use crate::{
-        backends::{Addresses, Prober, Reach, ServiceRef, Treatment},
+        backends::{Addresses, Groups, NoProbes, Reach, Treatment},
         throttler::{Bound, Policy, QueueLimit},
     };
-
-    /// Nobody who is asked ever answers.
-    struct Never;
-
-    impl Prober for Never {
-        fn start(&self, _: Arc<Pod>, _: Weak<Backends>) -> DropGuard {
-            CancellationToken::new().drop_guard()
-        }
-
-        fn start_service(&self, _: &ServiceRef, _: Weak<Backends>) -> DropGuard {
-            CancellationToken::new().drop_guard()
-        }
-    }
 
     /// A request that only pods beyond the first take; the first one's program is not there.
     struct Picky;
@@ -178,9 +163,9 @@ mod tests {
         }
     }
 
-    fn listed(ports: &[u16]) -> Addresses {
+    fn listed(ports: &[u16]) -> Groups {
         let ready = ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port)).into()).collect();
-        Addresses { ready, ..Addresses::default() }
+        Addresses { ready, ..Addresses::default() }.groups()
     }
 
     /// What comes of a request to a revision with pods at these ports, while `meanwhile` goes on.
@@ -188,8 +173,8 @@ mod tests {
         let bound = Bound { each: 1000, total: 1000 };
         let throttler = Throttler::new(QueueLimit::new(bound, bound), Policy::FirstAvailable);
         let treatment = Treatment { reach: Reach::Pods, ..Treatment::of("rev") };
-        let backends = Backends::new(throttler.clone(), treatment, Arc::new(Never));
-        backends.update(&listed(ports));
+        let backends = Backends::new(throttler.clone(), treatment, Arc::new(NoProbes));
+        backends.update("rev-private", &listed(ports));
         let turn = Turn::new(0);
         let mut picky = Picky;
         let dispatched = std::pin::pin!(dispatch(&throttler, &backends, turn, &mut picky));
@@ -214,7 +199,7 @@ mod tests {
         assert_eq!(begun.elapsed().as_secs(), 2 * PATIENCE.as_secs());
         let soon = async |backends: &Backends| {
             tokio::time::sleep(PATIENCE / 2).await;
-            backends.update(&listed(&[1, 4]));
+            backends.update("rev-private", &listed(&[1, 4]));
         };
         assert_eq!(outcome(&[1], soon).await, Ok(4));
     }
@@ -223,15 +208,15 @@ mod tests {
     async fn a_pod_that_left_was_on_its_way_out_and_the_request_waits() {
         let late = async |backends: &Backends| {
             tokio::time::sleep(PATIENCE / 2).await;
-            backends.update(&listed(&[]));
+            backends.update("rev-private", &listed(&[]));
             tokio::time::sleep(PATIENCE * 10).await;
-            backends.update(&listed(&[4]));
+            backends.update("rev-private", &listed(&[4]));
         };
         assert_eq!(outcome(&[1], late).await, Ok(4));
         // Who was not reached at all waits as well.
         let late = async |backends: &Backends| {
             tokio::time::sleep(PATIENCE * 10).await;
-            backends.update(&listed(&[2, 5]));
+            backends.update("rev-private", &listed(&[2, 5]));
         };
         assert_eq!(outcome(&[2], late).await, Ok(5));
     }

@@ -87,6 +87,7 @@ impl Handler {
         }
         let in_flight = self.in_flight.enter();
         let seen = self.metrics.exported().then(|| Seen::new(&request, tls));
+        let described = self.observers.any().then(|| self.observers.describe(&request, peer, tls));
         let revision = match self.lookup(&request).await {
             Ok(revision) => revision,
             Err(name) => {
@@ -98,10 +99,12 @@ impl Handler {
                     // The text ends a line.
                     self.metrics.served(None, &seen.outcome(StatusCode::NOT_FOUND, message.len() as u64 + 1));
                 }
+                if let Some(described) = described {
+                    self.observers.missed(&described, StatusCode::NOT_FOUND);
+                }
                 return net::http_error(StatusCode::NOT_FOUND, &message);
             }
         };
-        let described = self.observers.any().then(|| self.observers.describe(&request, peer, tls));
         let counted = self.reporter.enter(&revision);
         let mut timer = Timer::start(revision.limits);
         // In place: moved into the limit, it would take its room twice for as long as it waits.
@@ -202,9 +205,9 @@ impl Handler {
         by_host(host, &self.cluster_domain).map_or((namespace, name), |(name, namespace)| (namespace, name))
     }
 
-    /// Whether plain requests may go the short way, which can neither encrypt nor describe them.
+    /// Whether plain requests may go the short way, which cannot encrypt them.
     pub(crate) fn takes_plain(&self) -> bool {
-        !self.encrypts && !self.observers.any()
+        !self.encrypts
     }
 }
 
@@ -384,8 +387,10 @@ impl Attempt for Sending<'_> {
             let request = &self.outbound.request;
             (request.method().clone(), request.version(), request.body().size_hint().exact().unwrap_or(0))
         });
-        let spare = self.outbound.spare();
-        let mut result = self.outbound.send(lease.pod().pool()).await;
+        let (mut result, spare) = match self.outbound.send_spared(lease.pod().pool()).await {
+            Ok((response, spare)) => (Ok(response), spare),
+            Err(failure) => (Err(failure), None),
+        };
         if let Some((method, version, bytes)) = seen {
             let status = result.as_ref().ok().map(Response::status);
             self.progress.sent(lease.pod(), method.as_str(), version, bytes, status);
@@ -403,7 +408,7 @@ impl Attempt for Sending<'_> {
         result.map_err(|error| {
             // Each pod is addressed by its own name.
             self.outbound.headers_mut().remove(header::HOST);
-            let reached = match (told, error.unsent) {
+            let reached = match (told, error.unsent && !error.spent) {
                 (true, _) => Reached::Sidecar,
                 (false, true) => Reached::Nobody,
                 (false, false) => Reached::Perhaps,

@@ -9,8 +9,13 @@ use anyhow::Context as _;
 use api::config::{MeshCompatibility, Network, Observability};
 use clap::Parser;
 use controller::{Config, Context, Tasks};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{
+    client::ClientBuilder,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use observe::{ApiCalls, Registry};
 use tokio::signal::unix::{SignalKind, signal};
+use tower::layer::layer_fn;
 
 /// The same flags as upstream's, where they mean something here.
 #[derive(Parser)]
@@ -67,7 +72,7 @@ async fn main() -> anyhow::Result<()> {
     options.listen_h2c = args.listen_h2c.unwrap_or(options.listen_h2c);
     options.listen_tls = args.listen_tls.unwrap_or(options.listen_tls);
     options.profiling = args.listen_profiling.or(options.profiling);
-    let client = client(&args).await?;
+    let client = client(&args, &options.registry).await?;
     kubernetes::check(&client, env.get("KUBERNETES_MIN_VERSION").map(String::as_str)).await?;
     let mut ctx = Context::new(client, Tasks::new());
     ctx.cluster_domain = domain;
@@ -123,7 +128,8 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-async fn client(args: &Args) -> anyhow::Result<kube::Client> {
+/// Its requests are noted in `registry`.
+async fn client(args: &Args, registry: &Registry) -> anyhow::Result<kube::Client> {
     let options = KubeConfigOptions {
         context: args.context.clone(),
         cluster: args.cluster.clone(),
@@ -147,7 +153,8 @@ async fn client(args: &Args) -> anyhow::Result<kube::Client> {
     if let Some(server) = server {
         config.cluster_url = server;
     }
-    Ok(kube::Client::try_from(config)?)
+    let calls = ApiCalls::new(registry, &config.cluster_url);
+    Ok(ClientBuilder::try_from(config)?.with_layer(&layer_fn(|inner| calls.of(inner))).build())
 }
 
 /// `config-network`, which is read once.

@@ -123,9 +123,8 @@ impl Metrics {
     }
 
     /// Metrics that so many workers move.
-    pub(crate) fn new(exported: bool, workers: usize) -> Self {
+    pub(crate) fn new(registry: Registry, exported: bool, workers: usize) -> Self {
         let series = Found { served: Cache::new(workers), sent: Cache::new(workers) };
-        let registry = Registry::default();
         registry.describe_process();
         Self { registry, exported, series: Arc::new(series) }
     }

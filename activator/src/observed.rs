@@ -1,7 +1,6 @@
 //! Requests that somebody wants to read about: a line of the request log, spans.
 //!
-//! Where both are off, plain requests go the short way and nothing of this runs. The request log follows
-//! `config-observability` live; tracing is set once at the start, as upstream does it.
+//! Where both are off nothing of this runs. The request log follows `config-observability` live; tracing is set once at the start, as upstream does it.
 
 use std::{
     net::SocketAddr,
@@ -84,19 +83,32 @@ impl Observers {
 
     /// Describes a request, before anything is done with it.
     pub(crate) fn describe(&self, request: &Request<Incoming>, peer: SocketAddr, tls: bool) -> Arc<Described> {
-        Arc::new(Described {
-            request: telemetry::Described::new(request, peer, tls),
-            waiting: OnceLock::new(),
-            sent: OnceLock::new(),
-            trace: self.tracer.as_ref().map(|tracer| tracer.context(request.headers())),
-        })
+        self.described(telemetry::Described::new(request, peer, tls))
+    }
+
+    /// The same of a plain request.
+    pub(crate) fn describe_plain(&self, head: &wire::Head<'_>, peer: SocketAddr) -> Arc<Described> {
+        let (method, target) = (head.method, head.path);
+        self.described(telemetry::Described::plain(method, target, head.host, head.fields(), head.body, peer))
+    }
+
+    fn described(&self, request: telemetry::Described) -> Arc<Described> {
+        let trace = self.tracer.as_ref().map(|tracer| tracer.context(&request.headers));
+        Arc::new(Described { request, waiting: OnceLock::new(), sent: OnceLock::new(), trace })
+    }
+
+    /// A request for a revision that is not known has ended: a span, and no line.
+    pub(crate) fn missed(&self, seen: &Described, status: StatusCode) {
+        if let (Some(tracer), Some(context)) = (&self.tracer, &seen.trace) {
+            seen.spans(tracer, context, None, status, Instant::now());
+        }
     }
 
     /// A request has ended.
     pub(crate) fn record(&self, seen: &Described, revision: &Revision, status: StatusCode, bytes: u64) {
         let now = Instant::now();
         if let (Some(tracer), Some(context)) = (&self.tracer, &seen.trace) {
-            seen.spans(tracer, context, revision, status, now);
+            seen.spans(tracer, context, Some(revision), status, now);
         }
         let Some(log) = self.log.load_full() else { return };
         log.write(&Record {
@@ -122,7 +134,7 @@ impl Observers {
 impl Described {
     /// `handle` is the request as received, `throttler_try` its wait, `activator_proxy` the rest, and in that the
     /// request to the pod, which is the parent that the pod sees.
-    fn spans(&self, tracer: &Tracer, context: &Context, revision: &Revision, status: StatusCode, now: Instant) {
+    fn spans(&self, tracer: &Tracer, context: &Context, revision: Option<&Revision>, status: StatusCode, now: Instant) {
         let part = |name, kind, id, parent, start, end| Part { name, kind, id, parent, start, end };
         let path = if self.request.path().is_empty() { "/" } else { self.request.path() };
         let request = format!("{} {path}", self.request.method);
@@ -135,15 +147,16 @@ impl Described {
             parts.push(part("activator_proxy", Kind::Internal, context.proxy, context.server, *sent, now));
             parts.push(part(&request, Kind::Client, context.client, context.proxy, *sent, now));
         }
-        let texts = [
-            ("http.request.method", self.request.method.as_str()),
-            ("k8s.namespace.name", &revision.key.namespace),
-            ("kn.configuration.name", &revision.configuration),
-            ("kn.revision.name", &revision.key.name),
-            ("kn.service.name", &revision.service),
-            ("server.address", &self.request.host),
-            ("url.path", path),
-        ];
+        let mut texts = vec![("http.request.method", self.request.method.as_str())];
+        if let Some(revision) = revision {
+            texts.extend([
+                ("k8s.namespace.name", &*revision.key.namespace),
+                ("kn.configuration.name", &revision.configuration),
+                ("kn.revision.name", &revision.key.name),
+                ("kn.service.name", &revision.service),
+            ]);
+        }
+        texts.extend([("server.address", &*self.request.host), ("url.path", path)]);
         let numbers = [("http.response.status_code", i64::from(status.as_u16()))];
         tracer.record(context, &parts, &texts, &numbers, status.is_server_error());
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use api::config::Observability;
 use controller::Config;
+use observe::Registry;
 use telemetry::{
     Lines,
     otlp::Otel,
@@ -47,6 +48,8 @@ pub struct Options {
     pub profiling: Option<SocketAddr>,
     /// Where `/metrics` is served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// Where metrics are kept, those of whoever runs it as well.
+    pub registry: Registry,
     /// How `/metrics` is encrypted, if it is.
     pub metrics_tls: Option<MetricsTls>,
     /// Answer with a `Server-Timing` header: how long a request waited, and how long its pod took.
@@ -122,6 +125,7 @@ impl Default for Options {
             profiling: None,
             metrics: None,
             metrics_tls: None,
+            registry: Registry::default(),
             server_timing: false,
             autoscaler_url: "ws://autoscaler.knative-serving.svc.cluster.local:8080".to_owned(),
             service_name: "activator".to_owned(),

@@ -1,11 +1,12 @@
-//! The revisions there are, kept up to date by watches: Revisions, the Endpoints of their private services (the pods),
-//! and those of their public services (which tell the activators that share a revision).
+//! The revisions there are, kept up to date by watches: Revisions, what lists the pods of their private services (see
+//! `watches`), and the Endpoints of their public services (which tell the activators that share a revision).
 //!
 //! The watches run side by side. Each one's cache shows a change before its handler runs, and a revision's backends
 //! are always computed from what the cache shows then, one computation at a time: whichever handler comes last sees
 //! everything, and no order between them is needed.
 
 mod table;
+mod watches;
 
 use std::{
     net::IpAddr,
@@ -16,28 +17,25 @@ use std::{
     time::Duration,
 };
 
-use api::{
-    keys::{networking, serving},
-    serving::v1,
-};
-use controller::{Cache, Change, Context, ObjectKey};
-use k8s_openapi::api::core::v1::Endpoints;
+use api::{keys::serving, serving::v1};
+use controller::ObjectKey;
 use kube::ResourceExt;
 use net::{IdleLimits, Limits};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
-    backends::{Addresses, Backends, Peers, Prober, Reach, ServiceRef, Treatment, port_name},
+    backends::{Backends, Prober, Reach, ServiceRef, Treatment, port_name},
     options::LoadBalancing,
+    preempt::lock,
     stats::Activity,
     throttler::{Link, Policy, QueueLimit, Throttler},
     tls::{self, Tls},
 };
 
 use self::table::Table;
+pub(crate) use self::watches::Watches;
 
-const BY_REVISION: &str = "revision";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 const TIMEOUT_MESSAGE: &str = "activator request timeout";
 pub(crate) const DEFAULT_LIMITS: Limits =
@@ -84,14 +82,6 @@ pub(crate) struct Manner {
     pub(crate) idle: Arc<IdleLimits>,
 }
 
-/// The watches that keep a table up to date.
-#[derive(Clone)]
-pub(crate) struct Watches {
-    revisions: Cache<v1::Revision>,
-    private: Cache<Endpoints>,
-    public: Cache<Endpoints>,
-}
-
 // === impl Revisions ===
 
 impl Revisions {
@@ -125,28 +115,26 @@ impl Revisions {
         }
     }
 
-    fn apply(&self, object: &v1::Revision, private: &Cache<Endpoints>, public: &Cache<Endpoints>) {
+    /// The revision, if it is a new one.
+    fn apply(&self, object: &v1::Revision) -> Option<Arc<Revision>> {
         let key = ObjectKey::of(object);
         let uid = object.uid().unwrap_or_default();
-        let revision = match self.table.get(&key.namespace, &key.name) {
+        if let Some(known) = self.table.get(&key.namespace, &key.name) {
             // A revision's spec never changes.
-            Some(revision) if revision.uid == uid => return,
-            Some(revision) => {
-                revision.throttler.close();
-                self.create(key, uid, object)
+            if known.uid == uid {
+                return None;
             }
-            None => self.create(key, uid, object),
-        };
+            known.throttler.close();
+        }
+        let revision = self.create(key, uid, object);
         self.table.insert(revision.clone());
-        revision.refresh(private);
-        revision.place(public, self.manner.own);
-        self.created.notify_waiters();
+        Some(revision)
     }
 
     fn delete(&self, object: &v1::Revision) {
         let key = ObjectKey::of(object);
         if let Some(revision) = self.table.remove(&key.namespace, &key.name) {
-            revision.backends.update(&Addresses::default());
+            revision.backends.clear();
             revision.throttler.close();
         }
     }
@@ -189,48 +177,6 @@ impl Revisions {
             refreshing: Mutex::new(()),
             activity: Mutex::new(None),
         })
-    }
-
-    /// Starts to watch.
-    pub(crate) fn watch(self: &Arc<Self>, ctx: &Context) -> Watches {
-        let services = |kind| {
-            let kind = format!("{}={kind}", networking::SERVICE_TYPE);
-            Cache::<Endpoints>::builder()
-                .label_selector(&format!("{kind},{}", serving::REVISION))
-                .index(BY_REVISION, |endpoints| revision_of(endpoints).into_iter().collect())
-                .start(ctx)
-        };
-        let private = services(networking::SERVICE_TYPE_PRIVATE);
-        let public = services(networking::SERVICE_TYPE_PUBLIC);
-        let revisions = Cache::<v1::Revision>::builder()
-            .transform(|revision| {
-                revision.status = None;
-                revision.metadata.annotations = None;
-            })
-            .start(ctx);
-
-        let (table, caches) = (self.clone(), (private.clone(), public.clone()));
-        revisions.on_event(move |change| match change {
-            Change::Applied { new, .. } => table.apply(new, &caches.0, &caches.1),
-            Change::Deleted(revision) => table.delete(revision),
-        });
-        let (table, cache) = (self.clone(), private.clone());
-        private.on_event(move |change| {
-            if let Some(revision) = table.of(change.object()) {
-                revision.refresh(&cache);
-            }
-        });
-        let (table, cache) = (self.clone(), public.clone());
-        public.on_event(move |change| {
-            if let Some(revision) = table.of(change.object()) {
-                revision.place(&cache, table.manner.own);
-            }
-        });
-        Watches { revisions, private, public }
-    }
-
-    fn of(&self, endpoints: &Endpoints) -> Option<Arc<Revision>> {
-        self.table.get(endpoints.metadata.namespace.as_deref()?, endpoints.labels().get(serving::REVISION)?)
     }
 }
 
@@ -278,44 +224,19 @@ impl Revision {
         })
     }
 
+    /// One that nobody asks for pods.
+    #[cfg(test)]
+    pub(crate) fn idle(name: &str) -> Arc<Self> {
+        let bound = crate::throttler::Bound { each: 1, total: 1 };
+        let throttler = Throttler::new(QueueLimit::new(bound, bound), Policy::default());
+        let backends = Backends::new(throttler.clone(), Treatment::of(name), Arc::new(crate::backends::NoProbes));
+        Self::alone(name, throttler, backends)
+    }
+
     /// Requests here, waiting or under way.
     pub(crate) fn concurrency(&self) -> u64 {
-        self.activity.lock().as_ref().map_or(0, Activity::concurrency)
+        lock(&self.activity).as_ref().map_or(0, Activity::concurrency)
     }
-
-    fn refresh(&self, endpoints: &Cache<Endpoints>) {
-        let _one_at_a_time = self.refreshing.lock();
-        let mut addresses = Addresses::default();
-        for endpoints in endpoints.by_index(BY_REVISION, &self.key.to_string()) {
-            addresses.add(&endpoints, self.protocol);
-        }
-        self.backends.update(&addresses);
-    }
-
-    fn place(&self, public: &Cache<Endpoints>, own: Option<IpAddr>) {
-        let _one_at_a_time = self.refreshing.lock();
-        let Some(own) = own.filter(|_| self.backends.are_divided()) else { return };
-        let listed = public.by_index(BY_REVISION, &self.key.to_string());
-        if let Some(peers) = listed.iter().find_map(|endpoints| Peers::find(endpoints, own, self.protocol)) {
-            self.backends.set_peers(peers);
-        }
-    }
-}
-
-// === impl Watches ===
-
-impl Watches {
-    pub(crate) async fn synced(&self) {
-        self.revisions.synced().await;
-        self.private.synced().await;
-        self.public.synced().await;
-    }
-}
-
-/// The key of the revision that a service's Endpoints belong to.
-fn revision_of(endpoints: &Endpoints) -> Option<String> {
-    let name = endpoints.labels().get(serving::REVISION)?;
-    Some(format!("{}/{name}", endpoints.namespace()?))
 }
 
 /// A pod may be used before the kubelet finds it ready, unless only the kubelet can tell: an exec readiness probe of

@@ -105,14 +105,15 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         idle: IdleLimits::new(options.max_idle.each, options.max_idle.total, IDLE, workers.count()),
     };
     let revisions = Revisions::new(limit, Arc::new(prober), manner);
-    let watches = revisions.watch(&ctx);
+    let watches = revisions.watch(&ctx).await;
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
     let observability = options.observability.load();
     let wanted = &observability.metrics;
     let wanted = Wanted { protocol: &wanted.protocol, endpoint: &wanted.endpoint, interval: wanted.interval };
     let exports = matches!(wanted.protocol, "grpc" | "http/protobuf");
-    let metrics = Metrics::new(options.metrics.is_some() || exports, workers.count());
+    let exported = options.metrics.is_some() || exports;
+    let metrics = Metrics::new(options.registry.clone(), exported, workers.count());
     metrics.identify(&[
         ("k8s_namespace_name", &ctx.system_namespace),
         ("k8s_pod_name", &options.pod_name),

@@ -4,6 +4,9 @@
 //! sleeping revision. After that there is a report per second as long as the revision is in use, and one of zeros at
 //! the end. The task behind it sleeps when no revision is in use.
 
+#[cfg(test)]
+mod interleaved;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -14,7 +17,12 @@ use parking_lot::Mutex;
 use proto::{Stat, WireStatMessage, WireStatMessages};
 use tokio::sync::Notify;
 
-use crate::{clock, revisions::Revision, sink::Sink};
+use crate::{
+    clock,
+    preempt::{lock, point},
+    revisions::Revision,
+    sink::Sink,
+};
 
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -46,7 +54,7 @@ impl Reporter {
     /// Counts a request, and wakes the revision if it is the first.
     pub(crate) fn enter(&self, revision: &Arc<Revision>) -> Counted {
         let now = clock::now();
-        let mut slot = revision.activity.lock();
+        let mut slot = lock(&revision.activity);
         if let Some(activity) = &mut *slot {
             activity.requests.enter(now, false);
             return Counted(revision.clone());
@@ -56,7 +64,8 @@ impl Reporter {
         *slot = Some(Activity { requests, reported: 1.0 });
         drop(slot);
         // Listed first: a connection that drops what is queued takes its snapshot from the list afterwards.
-        self.active.lock().push(revision.clone());
+        lock(&self.active).push(revision.clone());
+        point();
         self.sink.send(WireStatMessages { messages: vec![self.message(revision, 1.0, 1.0)] });
         self.activated.notify_one();
         Counted(revision.clone())
@@ -88,7 +97,7 @@ impl Reporter {
 
     /// What is in flight now, for an autoscaler that may have missed reports.
     pub(crate) fn snapshot(&self) -> WireStatMessages {
-        let active = self.active.lock();
+        let active = lock(&self.active);
         let in_flight = active.iter().filter_map(|revision| {
             let concurrency = revision.concurrency();
             (concurrency > 0).then(|| self.message(revision, concurrency as f64, 0.0))
@@ -98,8 +107,8 @@ impl Reporter {
 
     fn report(&self, now: Instant) -> Vec<WireStatMessage> {
         let mut messages = Vec::new();
-        self.active.lock().retain(|revision| {
-            let mut slot = revision.activity.lock();
+        lock(&self.active).retain(|revision| {
+            let mut slot = lock(&revision.activity);
             let Some(activity) = &mut *slot else { return false };
             let report = activity.requests.report(now);
             let reported = std::mem::take(&mut activity.reported);
@@ -139,7 +148,7 @@ impl Activity {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if let Some(activity) = &mut *self.0.activity.lock() {
+        if let Some(activity) = &mut *lock(&self.0.activity) {
             activity.requests.leave(clock::now(), false);
         }
     }

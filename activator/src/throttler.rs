@@ -8,15 +8,16 @@
 //! nothing from the others. A request whose pod went away, or could not be reached, goes back to where it stood in
 //! the queue, or to its head if it never waited.
 //!
-//! The queue is bounded in requests and in bytes. Within the total, a revision may hold a multiple of what is still
-//! free: alone it gets most of the room, and however many it holds, there is room left for the others.
-//!
 //! No waiter is missed: a request announces itself (`waiting`) before it looks for a slot the last time, and a slot
 //! is given back before `waiting` is looked at.
 
 #[cfg(test)]
 mod interleaved;
+mod limit;
 mod pod;
+mod pods;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -30,8 +31,13 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-pub use self::pod::Policy;
-pub(crate) use self::pod::{Endpoint, Link, Pod};
+use self::limit::Held;
+pub use self::{limit::Bound, pod::Policy};
+pub(crate) use self::{
+    limit::QueueLimit,
+    pod::{Endpoint, Link, Pod, Uid},
+    pods::Pods,
+};
 use crate::preempt::{lock, point};
 
 /// Why a request may not wait.
@@ -43,33 +49,6 @@ pub(crate) enum Refused {
     Gone,
 }
 
-/// So many requests, or so many bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bound {
-    /// For one revision, or for one pod.
-    pub each: usize,
-    /// For all together.
-    pub total: usize,
-}
-
-/// What may wait, in all revisions together.
-#[derive(Debug)]
-pub(crate) struct QueueLimit {
-    requests: Bound,
-    bytes: Bound,
-    all: Held,
-}
-
-/// What waits.
-#[derive(Debug, Default)]
-struct Held {
-    requests: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-/// How many times the free room one revision may hold.
-const GREED: usize = 4;
-
 /// Clones are the same throttler.
 #[derive(Clone)]
 pub(crate) struct Throttler {
@@ -77,7 +56,7 @@ pub(crate) struct Throttler {
 }
 
 struct Shared {
-    pods: ArcSwap<Vec<Arc<Pod>>>,
+    pods: ArcSwap<Pods>,
     policy: Policy,
     cursor: AtomicUsize,
     held: Held,
@@ -142,53 +121,6 @@ impl Refused {
     }
 }
 
-// === impl Bound ===
-
-impl Bound {
-    /// Whether a revision that holds `here` of the `all` that are held may add `more`.
-    fn admits(&self, here: usize, all: usize, more: usize) -> bool {
-        let free = self.total.saturating_sub(all);
-        let share = free.saturating_mul(GREED).min(self.each);
-        more <= free && here + more <= share
-    }
-}
-
-// === impl Held ===
-
-impl Held {
-    fn add(&self, bytes: usize) {
-        point();
-        self.requests.fetch_add(1, SeqCst);
-        self.bytes.fetch_add(bytes, SeqCst);
-    }
-
-    fn remove(&self, bytes: usize) {
-        point();
-        self.requests.fetch_sub(1, SeqCst);
-        self.bytes.fetch_sub(bytes, SeqCst);
-    }
-}
-
-// === impl QueueLimit ===
-
-impl QueueLimit {
-    pub(crate) fn new(requests: Bound, bytes: Bound) -> Arc<Self> {
-        Arc::new(Self { requests, bytes, all: Held::default() })
-    }
-
-    /// Requests that wait, and their bytes.
-    #[cfg(test)]
-    pub(crate) fn held(&self) -> (usize, usize) {
-        (self.all.requests.load(SeqCst), self.all.bytes.load(SeqCst))
-    }
-
-    fn admits(&self, here: &Held, bytes: usize) -> bool {
-        let load = |count: &AtomicUsize| count.load(SeqCst);
-        self.requests.admits(load(&here.requests), load(&self.all.requests), 1)
-            && self.bytes.admits(load(&here.bytes), load(&self.all.bytes), bytes)
-    }
-}
-
 // === impl Turn ===
 
 impl Turn {
@@ -219,12 +151,18 @@ impl Throttler {
     /// The slot may be of a pod that goes away before the caller looks; see [`Pod::is_open`].
     pub(crate) async fn acquire(&self, turn: &mut Turn) -> Result<Lease, Refused> {
         let shared = &self.shared;
-        point();
-        if shared.held.requests.load(SeqCst) == 0
-            && let Some(lease) = shared.reserve()
-        {
-            turn.returning = true;
-            return Ok(lease);
+        loop {
+            point();
+            if shared.held.requests() > 0 {
+                break;
+            }
+            let Some(lease) = shared.reserve() else { break };
+            point();
+            if lease.pod.is_open() {
+                turn.returning = true;
+                return Ok(lease);
+            }
+            // It was replaced meanwhile. Should it be back already, its slot is for who waits by now.
         }
         let lease = match shared.enqueue(turn)? {
             Ok(lease) => lease,
@@ -245,6 +183,22 @@ impl Throttler {
         pods.iter().for_each(|pod| pod.open(queue.generation));
         old.iter().for_each(|pod| pod.close_before(queue.generation));
         point();
+        self.shared.pods.store(Arc::new(pods.into()));
+        self.shared.dispatch(&mut queue);
+    }
+
+    /// The same for what changes, in any order: pods that go, and pods that come.
+    pub(crate) fn change_pods(&self, gone: &[Arc<Pod>], come: Vec<Arc<Pod>>) {
+        let mut queue = lock(&self.shared.queue);
+        let mut pods = Pods::clone(&self.shared.pods.load());
+        queue.generation += 1;
+        come.iter().for_each(|pod| pod.open(queue.generation));
+        gone.iter().for_each(|pod| pod.close_before(queue.generation));
+        for pod in gone {
+            pods.remove(pod);
+        }
+        come.into_iter().for_each(|pod| pods.push(pod));
+        point();
         self.shared.pods.store(Arc::new(pods));
         self.shared.dispatch(&mut queue);
     }
@@ -259,7 +213,7 @@ impl Throttler {
     }
 
     #[cfg(test)]
-    pub(crate) fn pods(&self) -> Arc<Vec<Arc<Pod>>> {
+    pub(crate) fn pods(&self) -> Arc<Pods> {
         self.shared.pods.load_full()
     }
 
@@ -275,26 +229,18 @@ impl Throttler {
 
     /// Requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.shared.held.requests.load(SeqCst)
+        self.shared.held.requests()
     }
 }
 
 // === impl Shared ===
 
 impl Shared {
-    /// A slot of a pod that has one free.
+    /// A slot of a pod that has one free. Who does not hold the lock looks afterwards whether the pod is still in use.
     fn reserve(self: &Arc<Self>) -> Option<Lease> {
-        loop {
-            point();
-            let pods = self.pods.load();
-            let pod = self.policy.choose(&pods, &self.cursor)?;
-            point();
-            if pod.is_open() {
-                return Some(Lease { pod, shared: self.clone() });
-            }
-            // It was replaced meanwhile: look at the new ones.
-            pod.release();
-        }
+        point();
+        let pod = self.policy.choose(&self.pods.load(), &self.cursor)?;
+        Some(Lease { pod, shared: self.clone() })
     }
 
     /// A slot after all, or else a place in the queue.
@@ -332,11 +278,28 @@ impl Shared {
     fn dispatch(self: &Arc<Self>, queue: &mut Queue) {
         while !queue.waiters.is_empty() {
             let Some(lease) = self.reserve() else { return };
-            let (_, waiter) = queue.waiters.pop_first().expect("it is not empty");
-            self.leave(waiter.bytes);
-            if waiter.granted.send(lease).is_err() {
-                unreachable!("a waiter leaves the queue, under the lock, before its receiver goes");
-            }
+            self.grant(queue, lease);
+        }
+    }
+
+    /// Gives the slot that became free at `pod` to who waits longest, wherever others are searched for.
+    fn pass_on(self: &Arc<Self>, queue: &mut Queue, pod: &Arc<Pod>) {
+        if queue.waiters.is_empty() || !pod.reserve() {
+            return;
+        }
+        point();
+        // Dropped, it would come back here.
+        match pod.is_open() {
+            true => self.grant(queue, Lease { pod: pod.clone(), shared: self.clone() }),
+            false => pod.release(),
+        }
+    }
+
+    fn grant(&self, queue: &mut Queue, lease: Lease) {
+        let (_, waiter) = queue.waiters.pop_first().expect("it is not empty");
+        self.leave(waiter.bytes);
+        if waiter.granted.send(lease).is_err() {
+            unreachable!("a waiter leaves the queue, under the lock, before its receiver goes");
         }
     }
 
@@ -374,8 +337,8 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.pod.release();
         point();
-        if self.shared.held.requests.load(SeqCst) > 0 {
-            self.shared.dispatch(&mut lock(&self.shared.queue));
+        if self.shared.held.requests() > 0 {
+            self.shared.pass_on(&mut lock(&self.shared.queue), &self.pod);
         }
     }
 }
@@ -387,195 +350,5 @@ impl Drop for Place<'_> {
         if let Some(waiter) = lock(&self.shared.queue).waiters.remove(&self.id) {
             self.shared.leave(waiter.bytes);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        future::Future,
-        net::SocketAddr,
-        pin::{Pin, pin},
-        task::{Context, Poll},
-    };
-
-    use futures::task::noop_waker_ref;
-
-    use super::*;
-
-    fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
-        future.poll(&mut Context::from_waker(noop_waker_ref()))
-    }
-
-    fn pod(port: u16, concurrency: usize) -> Arc<Pod> {
-        Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), concurrency, &Link::plain())
-    }
-
-    fn throttler() -> Throttler {
-        Throttler::new(limit(100, 1000), Policy::default())
-    }
-
-    fn limit(each: usize, total: usize) -> Arc<QueueLimit> {
-        QueueLimit::new(Bound { each, total }, Bound { each: 1 << 20, total: 1 << 20 })
-    }
-
-    async fn acquire(throttler: &Throttler) -> Result<Lease, Refused> {
-        throttler.acquire(&mut Turn::new(100)).await
-    }
-
-    fn port(lease: &Lease) -> u16 {
-        lease.pod().address().port()
-    }
-
-    #[test]
-    fn waiters_are_released_by_the_first_pod() {
-        let throttler = throttler();
-        let mut waiters: Vec<_> = (0..3).map(|_| Box::pin(acquire(&throttler))).collect();
-        assert!(waiters.iter_mut().all(|waiter| poll(waiter.as_mut()).is_pending()));
-        throttler.set_pods(vec![pod(1, 0)]);
-        assert!(waiters.iter_mut().all(|waiter| poll(waiter.as_mut()).is_ready()));
-        assert_eq!(throttler.waiting(), 0);
-    }
-
-    #[test]
-    fn concurrency_is_exact_and_slots_go_to_the_longest_waiter() {
-        let throttler = throttler();
-        throttler.set_pods(vec![pod(1, 1), pod(2, 1)]);
-        let Poll::Ready(Ok(first)) = poll(pin!(acquire(&throttler))) else { panic!("free") };
-        let Poll::Ready(Ok(second)) = poll(pin!(acquire(&throttler))) else { panic!("free") };
-        assert_ne!(port(&first), port(&second));
-        let mut third = Box::pin(acquire(&throttler));
-        let mut fourth = Box::pin(acquire(&throttler));
-        assert!(poll(third.as_mut()).is_pending() && poll(fourth.as_mut()).is_pending());
-        drop(first);
-        assert!(poll(pin!(acquire(&throttler))).is_pending(), "the slot is taken");
-        assert!(poll(fourth.as_mut()).is_pending());
-        assert!(poll(third.as_mut()).is_ready());
-    }
-
-    #[test]
-    fn who_leaves_is_out_at_once_even_with_a_slot_in_hand() {
-        let throttler = throttler();
-        throttler.set_pods(vec![pod(1, 1)]);
-        let Poll::Ready(Ok(running)) = poll(pin!(acquire(&throttler))) else { panic!("free") };
-        let mut leaving = Box::pin(acquire(&throttler));
-        let mut staying = Box::pin(acquire(&throttler));
-        assert!(poll(leaving.as_mut()).is_pending() && poll(staying.as_mut()).is_pending());
-        drop(running); // grants the slot to the one who leaves
-        drop(leaving);
-        assert!(poll(staying.as_mut()).is_ready());
-        assert_eq!((throttler.waiting(), throttler.shared.limit.held()), (0, (0, 0)));
-    }
-
-    #[test]
-    fn a_pod_that_goes_away_takes_its_slots_with_it() {
-        let throttler = throttler();
-        let (gone, stays) = (pod(1, 1), pod(2, 1));
-        throttler.set_pods(vec![gone]);
-        let Poll::Ready(Ok(hangs)) = poll(pin!(acquire(&throttler))) else { panic!("free") };
-        throttler.set_pods(vec![stays]);
-        let Poll::Ready(Ok(other)) = poll(pin!(acquire(&throttler))) else { panic!("the other pod is free") };
-        assert_eq!((port(&hangs), port(&other)), (1, 2));
-        let mut waiter = Box::pin(acquire(&throttler));
-        assert!(poll(waiter.as_mut()).is_pending());
-        drop(hangs);
-        assert!(poll(waiter.as_mut()).is_pending(), "the slot of a pod that is gone is no slot");
-        drop(other);
-        assert!(poll(waiter.as_mut()).is_ready());
-    }
-
-    #[test]
-    fn the_queue_is_bounded_per_revision_and_in_bytes() {
-        let limit = limit(2, 100);
-        let throttler = Throttler::new(limit.clone(), Policy::default());
-        let mut waiters: Vec<_> = (0..2).map(|_| Box::pin(acquire(&throttler))).collect();
-        assert!(waiters.iter_mut().all(|waiter| poll(waiter.as_mut()).is_pending()));
-        assert!(matches!(poll(pin!(acquire(&throttler))), Poll::Ready(Err(Refused::QueueFull))));
-        waiters.clear();
-        assert_eq!(limit.held(), (0, 0));
-        let mut large = Turn::new(1 << 21);
-        assert!(matches!(poll(pin!(throttler.acquire(&mut large))), Poll::Ready(Err(Refused::QueueFull))));
-        assert_eq!(limit.held(), (0, 0));
-    }
-
-    #[test]
-    fn one_revision_cannot_take_all_the_room() {
-        let limit = limit(1000, 1000);
-        let (greedy, modest) =
-            (Throttler::new(limit.clone(), Policy::default()), Throttler::new(limit, Policy::default()));
-        let mut waiters = Vec::new();
-        loop {
-            let mut waiter = Box::pin(acquire(&greedy));
-            if poll(waiter.as_mut()).is_ready() {
-                break;
-            }
-            waiters.push(waiter);
-        }
-        assert_eq!(waiters.len(), 800);
-        let mut other: Vec<_> = (0..100).map(|_| Box::pin(acquire(&modest))).collect();
-        assert!(other.iter_mut().all(|waiter| poll(waiter.as_mut()).is_pending()));
-    }
-
-    #[test]
-    fn who_comes_back_goes_to_the_head_of_the_queue() {
-        let throttler = throttler();
-        throttler.set_pods(vec![pod(1, 1)]);
-        let mut turn = Turn::new(0);
-        let Poll::Ready(Ok(lease)) = poll(pin!(throttler.acquire(&mut turn))) else { panic!("free") };
-        let mut later = Box::pin(acquire(&throttler));
-        assert!(poll(later.as_mut()).is_pending());
-        throttler.set_pods(Vec::new());
-        assert!(!lease.pod().is_open());
-        drop(lease);
-        let mut back = Box::pin(throttler.acquire(&mut turn));
-        assert!(poll(back.as_mut()).is_pending());
-        throttler.set_pods(vec![pod(2, 1)]);
-        assert!(poll(later.as_mut()).is_pending());
-        assert!(poll(back.as_mut()).is_ready());
-    }
-
-    #[test]
-    fn nobody_waits_for_a_revision_that_is_gone() {
-        let throttler = throttler();
-        let mut waiter = Box::pin(acquire(&throttler));
-        assert!(poll(waiter.as_mut()).is_pending());
-        throttler.close();
-        assert!(matches!(poll(waiter.as_mut()), Poll::Ready(Err(Refused::Gone))));
-        assert!(matches!(poll(pin!(acquire(&throttler))), Poll::Ready(Err(Refused::Gone))));
-        assert_eq!(throttler.waiting(), 0);
-    }
-
-    /// Threads take and return slots of few pods while pods come and go; nothing is exceeded, lost or stuck.
-    #[test]
-    fn slots_are_never_exceeded_or_lost_under_contention() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().expect("threads");
-        runtime.block_on(async {
-            let throttler = Throttler::new(limit(10_000, 100_000), Policy::default());
-            let pods: Vec<_> = (1..=3).map(|port| pod(port, 2)).collect();
-            throttler.set_pods(pods.clone());
-            let requests: Vec<_> = (0..500)
-                .map(|_| {
-                    let throttler = throttler.clone();
-                    tokio::spawn(async move {
-                        for _ in 0..20 {
-                            let lease = acquire(&throttler).await.expect("room");
-                            assert!(lease.pod().in_flight() <= 2);
-                            tokio::task::yield_now().await;
-                        }
-                    })
-                })
-                .collect();
-            for round in 0..200 {
-                let some = pods.iter().enumerate().filter(|(index, _)| round % 4 != *index).map(|(_, pod)| pod.clone());
-                throttler.set_pods(some.collect());
-                tokio::task::yield_now().await;
-            }
-            throttler.set_pods(pods.clone());
-            for request in requests {
-                request.await.expect("every request ran");
-            }
-            assert_eq!(throttler.waiting(), 0);
-            assert!(pods.iter().all(|pod| pod.in_flight() == 0));
-        });
     }
 }

@@ -56,7 +56,7 @@ impl Backends {
     /// is asked as well.
     pub(crate) fn suspected(&self, pod: &Arc<Pod>) {
         let mut state = self.state.lock();
-        let is_ready = state.known(pod).is_some_and(|known| known.ready);
+        let is_ready = state.known(pod).is_some_and(|(known, _)| known.ready);
         if is_ready && state.reach == Reach::Either && state.service.probe.is_none() {
             state.service.probe = Some(self.prober.start_service(&self.treatment.service, self.this.clone()));
         }
@@ -65,7 +65,7 @@ impl Backends {
     /// A pod answered behind the Service's address: from now on that is the way.
     pub(crate) fn service_answered(&self, address: SocketAddr) {
         let mut state = self.state.lock();
-        if state.reach == Reach::Pods || !state.pods.values().any(|known| known.ready) {
+        if state.reach == Reach::Pods || state.ready == 0 {
             state.service.probe = None;
             return;
         }
@@ -80,7 +80,7 @@ impl Backends {
             service.pod = Some(Pod::new(endpoint, self.treatment.concurrency, &link));
         }
         (service.healthy, service.probe) = (true, None);
-        self.publish(&mut state);
+        self.publish_all(&mut state);
     }
 
     /// Sees to it that the Service is asked while it is needed and does not answer. Without ready pods nobody could
@@ -90,7 +90,7 @@ impl Backends {
             return;
         }
         let service = &mut state.service;
-        if !state.pods.values().any(|known| known.ready) {
+        if state.ready == 0 {
             (service.healthy, service.probe) = (false, None);
         } else if !service.healthy && service.probe.is_none() {
             service.probe = Some(self.prober.start_service(&self.treatment.service, self.this.clone()));

@@ -13,6 +13,7 @@ use super::{Direct, head::Asked};
 use crate::{
     dispatch::{Attempt, Broken, Failure, Reached, dispatch},
     handler::{Progress, REQUEST},
+    observed::Described,
     throttler::{Lease, Turn},
 };
 
@@ -27,6 +28,7 @@ struct Sending<'a> {
     progress: Progress<'a>,
     /// Its method and the length of its body, if metrics want them.
     seen: Option<(Method, u64)>,
+    described: Option<&'a Described>,
 }
 
 // === impl Direct ===
@@ -36,7 +38,7 @@ impl Direct {
     /// can carry another.
     pub(super) async fn exchange(&self, client: &mut Client, plain: Plain, asked: Asked, out: &mut Vec<u8>) -> bool {
         let handler = &*self.handler;
-        let Asked { revision, seen } = asked;
+        let Asked { revision, seen, described } = asked;
         let _in_flight = handler.in_flight.enter();
         let _counted = handler.reporter.enter(&revision);
         let now = Instant::now();
@@ -45,7 +47,11 @@ impl Direct {
         let turn = Turn::new(REQUEST + out.capacity() + plain.body);
         let progress = Progress::start(&revision, &handler.metrics, now.into_std());
         let watched = seen.as_ref().map(|seen| (seen.method.clone(), seen.bytes));
-        let mut sending = Sending { client, plain, out, body: Vec::new(), progress, seen: watched };
+        if let Some(described) = &described {
+            let _ = described.waiting.set(now.into_std());
+        }
+        let described = described.as_deref();
+        let mut sending = Sending { client, plain, out, body: Vec::new(), progress, seen: watched, described };
         let outcome = dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await;
         let Sending { client, plain, out, progress, .. } = sending;
         let (keep, status, bytes) = match outcome {
@@ -67,6 +73,9 @@ impl Direct {
         };
         if let Some(seen) = seen {
             handler.metrics.served(Some(&revision), &seen.outcome(status, bytes));
+        }
+        if let Some(described) = described {
+            handler.observers.record(described, &revision, status, bytes);
         }
         keep
     }
@@ -114,6 +123,9 @@ impl Attempt for Sending<'_> {
 
     fn admitted(&mut self) {
         self.progress.admitted();
+        if let Some(described) = self.described {
+            let _ = described.sent.set(std::time::Instant::now());
+        }
     }
 
     async fn send(&mut self, lease: &Lease) -> Result<Begun, Broken<wire::Failure>> {

@@ -81,40 +81,17 @@ fn is(revision: &Revision, namespace: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        backends::{Backends, Prober, ServiceRef, Treatment},
-        throttler::{Bound, Pod, Policy, QueueLimit, Throttler},
-    };
-
-    struct Never;
-
-    impl Prober for Never {
-        fn start(&self, _: Arc<Pod>, _: std::sync::Weak<Backends>) -> tokio_util::sync::DropGuard {
-            tokio_util::sync::CancellationToken::new().drop_guard()
-        }
-
-        fn start_service(&self, _: &ServiceRef, _: std::sync::Weak<Backends>) -> tokio_util::sync::DropGuard {
-            tokio_util::sync::CancellationToken::new().drop_guard()
-        }
-    }
-
-    fn revision(name: &str) -> Arc<Revision> {
-        let bound = Bound { each: 1, total: 1 };
-        let throttler = Throttler::new(QueueLimit::new(bound, bound), Policy::default());
-        let treatment = Treatment::of(name);
-        Revision::alone(name, throttler.clone(), Backends::new(throttler, treatment, Arc::new(Never)))
-    }
 
     #[test]
     fn every_revision_is_found_by_its_name_and_no_other() {
         let table = Table::new();
         let names: Vec<_> = (0..5000).map(|number| format!("rev-{number}")).collect();
-        names.iter().for_each(|name| table.insert(revision(name)));
+        names.iter().for_each(|name| table.insert(Revision::idle(name)));
         for name in &names {
             assert_eq!(table.get("default", name).expect("inserted").key.name, *name);
             assert!(table.get("other", name).is_none());
         }
-        let again = revision("rev-7");
+        let again = Revision::idle("rev-7");
         table.insert(again.clone());
         assert!(Arc::ptr_eq(&table.get("default", "rev-7").expect("inserted"), &again));
         assert_eq!(table.all().len(), names.len());

@@ -1,6 +1,10 @@
 //! The activators: the real throttler, backends and reports, around models of everything else.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::{Either, select};
 use net::SendFailure;
@@ -8,7 +12,7 @@ use parking_lot::Mutex;
 use proto::WireStatMessages;
 
 use super::{
-    cluster::{Probes, Revision, Work},
+    cluster::{Part, Probes, Revision, Work},
     executor::Executor,
 };
 use crate::{
@@ -36,11 +40,17 @@ pub(super) struct Activator {
 pub(super) struct Handler {
     pub(super) model: Arc<Revision>,
     revision: Arc<revisions::Revision>,
-    view: Mutex<Addresses>,
+    /// What it has heard of each part of the endpoints.
+    view: Mutex<BTreeMap<String, Addresses>>,
     /// Every pod there was, to find what was not given back.
     pods: Mutex<Vec<Arc<crate::throttler::Pod>>>,
     order: Mutex<Order>,
+    /// Requests that have come and not ended.
+    here: Arc<Mutex<usize>>,
 }
+
+/// One of them.
+struct Here(Arc<Mutex<usize>>);
 
 /// Who waits, in the order in which they began to.
 #[derive(Default)]
@@ -83,8 +93,11 @@ impl Activator {
                 this.reporter.tick(clock::now());
             }
         });
+        let parts: &[Part] = if executor.chance(50) { &[Part::Whole] } else { &[Part::Slice(0), Part::Slice(1)] };
         for index in 0..activator.handlers.len() {
-            executor.spawn(activator.clone().watch(index));
+            for part in parts {
+                executor.spawn(activator.clone().watch(index, *part));
+            }
         }
         activator
     }
@@ -96,7 +109,9 @@ impl Activator {
             if !calm() {
                 self.executor.sleep(self.executor.up_to(3 * SECOND)).await;
             }
-            self.deliver(connection.first_message(|| self.reporter.snapshot()));
+            let first = connection.first_message(|| self.reporter.snapshot());
+            self.check_first(&first);
+            self.deliver(first);
             let mut cut = self.executor.sleep(self.executor.up_to(10 * SECOND));
             loop {
                 match select(Box::pin(connection.next_message()), &mut cut).await {
@@ -106,6 +121,19 @@ impl Activator {
                     Either::Right(_) => break,
                 }
             }
+        }
+    }
+
+    /// A new connection begins with what is there at the moment, whatever was lost with the one before.
+    fn check_first(&self, first: &WireStatMessages) {
+        for handler in &self.handlers {
+            let said = first.messages.iter().filter(|message| message.name == handler.model.name);
+            let said: Vec<_> = said
+                .map(|message| message.stat.as_ref().map_or(0.0, |stat| stat.average_concurrent_requests))
+                .collect();
+            let here = *handler.here.lock();
+            let expected = if here > 0 { vec![here as f64] } else { Vec::new() };
+            assert_eq!(said, expected, "a connection began with something else than what there is");
         }
     }
 
@@ -121,17 +149,18 @@ impl Activator {
     }
 
     /// The watch of endpoints: late, twice, and sometimes stale. What it tells last is true.
-    async fn watch(self: Arc<Self>, index: usize) {
+    async fn watch(self: Arc<Self>, index: usize, part: Part) {
         let handler = &self.handlers[index];
+        let (source, model) = (format!("{part:?}"), &handler.model);
         loop {
-            let (soon, late) =
-                if handler.model.is_calm() { (SECOND / 10, SECOND) } else { (SECOND / 1000, SECOND / 2) };
+            let (soon, late) = if model.is_calm() { (SECOND / 10, SECOND) } else { (SECOND / 1000, SECOND / 2) };
             self.executor.sleep(soon + self.executor.up_to(late)).await;
-            let stale = !handler.model.is_calm() && self.executor.chance(20);
-            let told = if stale { handler.model.stale_endpoints() } else { handler.model.endpoints() };
-            if *handler.view.lock() != told || self.executor.chance(10) {
-                *handler.view.lock() = told.clone();
-                handler.revision.backends.update(&told);
+            let stale = !model.is_calm() && self.executor.chance(20);
+            let told = if stale { model.stale_endpoints(part) } else { model.endpoints(part) };
+            let seen = handler.view.lock().get(&source).cloned().unwrap_or_default();
+            if seen != told || self.executor.chance(10) {
+                handler.view.lock().insert(source.clone(), told.clone());
+                handler.revision.backends.update(&source, &told.groups());
                 handler.remember();
             }
         }
@@ -147,6 +176,7 @@ impl Activator {
     /// One request from its arrival to the end of its response.
     pub(super) async fn request(self: Arc<Self>, index: usize, patience: Duration, limit: Duration) -> Outcome {
         let handler = &self.handlers[index];
+        let _here = Here::enter(&handler.here);
         let _counted = self.reporter.enter(&handler.revision);
         let number = handler.order.lock().arrive();
         let executor = &self.executor;
@@ -215,14 +245,21 @@ impl Handler {
         let probes = Probes { revision: model.clone(), outstanding };
         let backends = Backends::new(throttler.clone(), treatment, Arc::new(probes));
         let revision = revisions::Revision::alone(&model.name, throttler, backends);
-        Self { model, revision, view: Mutex::default(), pods: Mutex::default(), order: Mutex::default() }
+        Self {
+            model,
+            revision,
+            view: Mutex::default(),
+            pods: Mutex::default(),
+            order: Mutex::default(),
+            here: Arc::default(),
+        }
     }
 
     fn remember(&self) {
         let mut pods = self.pods.lock();
         // Nobody has one that could be given back too often, or not at all.
         pods.retain(|pod| pod.in_flight() > 0 || Arc::strong_count(pod) > 1);
-        for pod in &*self.revision.throttler.pods() {
+        for pod in self.revision.throttler.pods().iter() {
             if !pods.iter().any(|known| Arc::ptr_eq(known, pod)) {
                 pods.push(pod.clone());
             }
@@ -251,7 +288,22 @@ impl Handler {
 
     fn lists(&self, endpoint: &Endpoint) -> bool {
         let view = self.view.lock();
-        view.ready.contains(endpoint) || view.not_ready.contains(endpoint)
+        view.values().any(|listed| listed.ready.contains(endpoint) || listed.not_ready.contains(endpoint))
+    }
+}
+
+// === impl Here ===
+
+impl Here {
+    fn enter(count: &Arc<Mutex<usize>>) -> Self {
+        *count.lock() += 1;
+        Self(count.clone())
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        *self.0.lock() -= 1;
     }
 }
 

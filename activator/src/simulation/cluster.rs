@@ -1,7 +1,7 @@
 //! Pods, their endpoints and an autoscaler, as far as an activator sees them: everything late, some of it broken.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Weak},
     time::Duration,
@@ -17,10 +17,20 @@ use crate::{
     backends::{Addresses, Backends, Prober, ServiceRef},
     dispatch::{Broken, Reached},
     probe::{Asked, No, until_ready},
-    throttler::{Endpoint, Pod},
+    throttler::{Endpoint, Pod, Uid},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// What lists pods, in two parts between which they move.
+type Slices = [Addresses; 2];
+
+/// What an activator hears of: one of the parts, or all as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Slice(usize),
+    Whole,
+}
 
 /// The pods of one revision.
 pub(super) struct Revision {
@@ -33,9 +43,9 @@ pub(super) struct Revision {
 #[derive(Default)]
 struct State {
     pods: BTreeMap<Endpoint, Arc<Model>>,
-    endpoints: Addresses,
+    endpoints: Slices,
     /// What may still be heard of.
-    history: Vec<Addresses>,
+    history: Vec<Slices>,
     next: u16,
     starting: usize,
     calm: bool,
@@ -137,7 +147,7 @@ impl Revision {
     pub(super) fn wanted(self: &Arc<Self>) {
         let count = {
             let mut state = self.state.lock();
-            if !state.endpoints.ready.is_empty() || !state.endpoints.not_ready.is_empty() || state.starting > 0 {
+            if state.endpoints != Slices::default() || state.starting > 0 {
                 return;
             }
             let count = 1 + self.executor.below(3) as usize;
@@ -155,16 +165,16 @@ impl Revision {
     }
 
     /// The endpoints as they are.
-    pub(super) fn endpoints(&self) -> Addresses {
-        self.state.lock().endpoints.clone()
+    pub(super) fn endpoints(&self, part: Part) -> Addresses {
+        part.of(&self.state.lock().endpoints)
     }
 
     /// The endpoints as a watch that lags might tell of them.
-    pub(super) fn stale_endpoints(&self) -> Addresses {
+    pub(super) fn stale_endpoints(&self, part: Part) -> Addresses {
         let state = self.state.lock();
         let back = self.executor.below(4) as usize;
         let index = state.history.len().saturating_sub(back + 1);
-        state.history.get(index).cloned().unwrap_or_default()
+        state.history.get(index).map(|slices| part.of(slices)).unwrap_or_default()
     }
 
     /// A pod's life.
@@ -175,7 +185,7 @@ impl Revision {
             state.next += 1;
             // Few addresses, so that they are used again.
             let address = SocketAddr::from(([10, 0, 0, 1], 1 + state.next % 5));
-            Endpoint { address, uid: state.next.to_string().into() }
+            Endpoint { address, uid: Uid::from(&*state.next.to_string()) }
         };
         let model = Arc::new(Model {
             condition: Mutex::new(Condition::Absent),
@@ -185,7 +195,7 @@ impl Revision {
             sidecar: [Sidecar::AtOnce, Sidecar::Holds][self.below(2)],
             crashed: CancellationToken::new(),
         });
-        self.state.lock().pods.insert(endpoint.clone(), model.clone());
+        self.state.lock().pods.insert(endpoint, model.clone());
         executor.sleep(executor.up_to(SECOND)).await;
         self.list(&endpoint, Some(false));
         executor.sleep(executor.up_to(SECOND)).await;
@@ -251,11 +261,14 @@ impl Revision {
         let mut state = self.state.lock();
         let crashed = state.pods.get(endpoint).is_some_and(|model| model.crashed.is_cancelled());
         let ready = if crashed { None } else { ready };
-        state.endpoints.ready.remove(endpoint);
-        state.endpoints.not_ready.remove(endpoint);
+        for slice in &mut state.endpoints {
+            slice.ready.remove(endpoint);
+            slice.not_ready.remove(endpoint);
+        }
+        let slice = &mut state.endpoints[self.below(2)];
         match ready {
-            Some(true) => drop(state.endpoints.ready.insert(endpoint.clone())),
-            Some(false) => drop(state.endpoints.not_ready.insert(endpoint.clone())),
+            Some(true) => drop(slice.ready.insert(*endpoint)),
+            Some(false) => drop(slice.not_ready.insert(*endpoint)),
             None => {}
         }
         let now = state.endpoints.clone();
@@ -303,6 +316,21 @@ impl Revision {
         match select(Box::pin(work), Box::pin(model.crashed.cancelled())).await {
             Either::Left((work, _)) => work,
             Either::Right(_) => Err(broken("connection reset", Reached::Perhaps)),
+        }
+    }
+}
+
+// === impl Part ===
+
+impl Part {
+    fn of(self, slices: &Slices) -> Addresses {
+        match self {
+            Self::Slice(index) => slices[index].clone(),
+            Self::Whole => {
+                let [one, other] = slices;
+                let both = |one: &BTreeSet<_>, other: &BTreeSet<_>| one.union(other).copied().collect();
+                Addresses { ready: both(&one.ready, &other.ready), not_ready: both(&one.not_ready, &other.not_ready) }
+            }
         }
     }
 }

@@ -92,8 +92,17 @@ impl Rig {
         for (index, listed) in listed.iter().enumerate() {
             self.seen.lock()[index].1 &= !listed;
         }
-        let of = |(pod, listed): (&Arc<Pod>, &bool)| listed.then(|| pod.clone());
-        self.throttler.set_pods(self.pods.iter().zip(listed).filter_map(of).collect());
+        let is_used = |pod: &Arc<Pod>| self.throttler.pods().iter().any(|used| Arc::ptr_eq(used, pod));
+        let some = |wanted: &dyn Fn(&Arc<Pod>, bool) -> bool| -> Vec<_> {
+            let pods = self.pods.iter().zip(listed).filter(|(pod, listed)| wanted(pod, **listed));
+            pods.map(|(pod, _)| pod.clone()).collect()
+        };
+        if fastrand::bool() {
+            self.throttler.set_pods(some(&|_, listed| listed));
+        } else {
+            let gone = some(&|pod, listed| !listed && is_used(pod));
+            self.throttler.change_pods(&gone, some(&|pod, listed| listed && !is_used(pod)));
+        }
         for (index, listed) in listed.iter().enumerate() {
             self.seen.lock()[index].1 = !listed;
         }

@@ -4,20 +4,28 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
 use net::{IdleLimits, Pool, Wrap};
 
+use super::Pods;
 use crate::preempt::point;
 
 /// What identifies a pod: its address, and its uid as far as known, since addresses are used again.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
-    pub(crate) uid: Box<str>,
+    pub(crate) uid: Uid,
 }
+
+/// Of an object in the API, or a hash of what somebody else calls one; 0 if it has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Uid(u128);
 
 /// Which of several pods gets a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,15 +65,36 @@ pub(crate) struct Pod {
     in_flight: AtomicUsize,
     /// Requests at once; `usize::MAX` without containerConcurrency.
     capacity: AtomicUsize,
-    /// The last change of the pods in use that included it; 0 while it is not in use.
+    /// The last change of the pods in use that made it one of them, or all; 0 while it is not in use.
     generation: AtomicU64,
+    /// Where it is among the pods in use, for who changes them.
+    place: AtomicUsize,
+}
+
+// === impl Uid ===
+
+impl From<&str> for Uid {
+    fn from(text: &str) -> Self {
+        const UUID: usize = 36;
+        let is_uuid = text.len() == UUID && text.bytes().filter(|byte| *byte == b'-').count() == 4;
+        let digit = |number: u128, digit: char| Some(number << 4 | u128::from(digit.to_digit(16)?));
+        if let Some(number) = is_uuid.then(|| text.chars().filter(|c| *c != '-').try_fold(0, digit)).flatten() {
+            return Self(number);
+        }
+        // FNV-1a of 128 bits; of nothing it is nothing.
+        let hash = |hash: u128, byte: u8| (hash ^ u128::from(byte)).wrapping_mul((1 << 88) + 0x13b);
+        match text {
+            "" => Self::default(),
+            _ => Self(text.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, hash)),
+        }
+    }
 }
 
 // === impl Endpoint ===
 
 impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Self {
-        Self { address, uid: Box::default() }
+        Self { address, uid: Uid::default() }
     }
 }
 
@@ -95,6 +124,7 @@ impl Pod {
             in_flight: AtomicUsize::new(0),
             capacity: AtomicUsize::new(capacity),
             generation: AtomicU64::new(0),
+            place: AtomicUsize::new(0),
             endpoint,
         })
     }
@@ -165,13 +195,21 @@ impl Pod {
         }
     }
 
+    pub(super) fn place(&self) -> usize {
+        self.place.load(Relaxed)
+    }
+
+    pub(super) fn set_place(&self, place: usize) {
+        self.place.store(place, Relaxed);
+    }
+
     pub(super) fn release(&self) {
         point();
         self.in_flight.fetch_sub(1, SeqCst);
     }
 
     /// Takes a slot if one is free.
-    fn reserve(&self) -> bool {
+    pub(super) fn reserve(&self) -> bool {
         point();
         let capacity = self.capacity.load(SeqCst);
         if capacity == usize::MAX {
@@ -212,7 +250,7 @@ impl Policy {
     }
 
     /// A slot of the pod that the policy prefers, or of the next that has one. `cursor` is where the last round ended.
-    pub(super) fn choose(self, pods: &[Arc<Pod>], cursor: &AtomicUsize) -> Option<Arc<Pod>> {
+    pub(super) fn choose(self, pods: &Pods, cursor: &AtomicUsize) -> Option<Arc<Pod>> {
         let count = pods.len();
         let first = match (self, count) {
             (_, 0) => return None,
@@ -222,14 +260,14 @@ impl Policy {
             (Self::LeastOfTwo, _) => {
                 let one = fastrand::usize(..count);
                 let other = (one + 1 + fastrand::usize(..count - 1)) % count;
-                if pods[other].in_flight() < pods[one].in_flight() { other } else { one }
+                if pods.get(other).in_flight() < pods.get(one).in_flight() { other } else { one }
             }
         };
-        let index = (0..count).map(|step| (first + step) % count).find(|index| pods[*index].reserve())?;
+        let index = (0..count).map(|step| (first + step) % count).find(|index| pods.get(*index).reserve())?;
         if self == Self::RoundRobin {
             cursor.store(index + 1, SeqCst);
         }
-        Some(pods[index].clone())
+        Some(pods.get(index).clone())
     }
 }
 
@@ -238,9 +276,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn uids_are_told_apart_whatever_they_look_like() {
+        let uuid = Uid::from("6ba7b810-9dad-11d1-80b4-00c04fd430c8");
+        assert_eq!(uuid, Uid(0x6ba7_b810_9dad_11d1_80b4_00c0_4fd4_30c8));
+        let others = ["", "6ba7b810-9dad-11d1-80b4-00c04fd430c9", "a", "b", "------------------------------------"];
+        let all: std::collections::BTreeSet<_> = others.map(Uid::from).into_iter().chain([uuid]).collect();
+        assert_eq!(all.len(), others.len() + 1);
+        assert_eq!(Uid::from(""), Uid::default());
+    }
+
+    #[test]
     fn policies_prefer_what_they_say() {
         let pods: Vec<_> =
             (1..=3).map(|port| Pod::new(SocketAddr::from(([127, 0, 0, 1], port)).into(), 2, &Link::plain())).collect();
+        let pods = Pods::from(pods);
         let chosen =
             |policy: Policy, cursor: &AtomicUsize| policy.choose(&pods, cursor).map(|pod| pod.address().port());
         let cursor = AtomicUsize::new(0);
@@ -251,7 +300,7 @@ mod tests {
         // Only the last has a slot left, whoever chooses.
         assert_eq!(chosen(Policy::LeastOfTwo, &cursor), Some(3));
         assert_eq!(chosen(Policy::Random, &cursor), None);
-        pods[1].release();
+        pods.get(1).release();
         assert_eq!(chosen(Policy::Random, &cursor), Some(2));
         assert_eq!([0, 3, 4].map(Policy::upstream), [Policy::LeastOfTwo, Policy::FirstAvailable, Policy::RoundRobin]);
     }

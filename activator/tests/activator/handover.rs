@@ -15,11 +15,8 @@ use std::{
 use activator::{Handle, Options};
 use controller::{Context, Tasks};
 use ingress::{Admin, Bootstrap};
-use k8s_openapi::api::{
-    core::v1::{Endpoints, Service},
-    discovery::v1::EndpointSlice,
-};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
@@ -168,45 +165,36 @@ impl Rig {
             [] => [self.activator.http_address()].into(),
             pods => pods.iter().map(|pod| pod.address).collect(),
         };
-        // One slice for each: pods of this machine have different ports.
-        let client = self.server.client();
-        let slices = Api::<EndpointSlice>::default_namespaced(client);
-        let listed = slices.list(&kube::api::ListParams::default()).await.expect("listed");
-        let name = |address: &SocketAddr| format!("{REVISION}-{}", address.port());
+        self.slices(REVISION, json!({}), addresses).await;
+    }
+
+    /// What the activator may use.
+    async fn pods(&self, pods: &[&Pod]) {
+        let labels =
+            json!({"networking.internal.knative.dev/serviceType": "Private", "serving.knative.dev/revision": REVISION});
+        self.slices(&format!("{REVISION}-private"), labels, pods.iter().map(|pod| pod.address).collect()).await;
+    }
+
+    /// What is behind a Service: one slice for each address, since those of one machine have different ports.
+    async fn slices(&self, service: &str, mut labels: Value, addresses: BTreeSet<SocketAddr>) {
+        const SERVICE: &str = "kubernetes.io/service-name";
+        labels[SERVICE] = json!(service);
+        let slices = Api::<EndpointSlice>::default_namespaced(self.server.client());
+        let of_service = ListParams::default().labels(&format!("{SERVICE}={service}"));
+        let listed = slices.list(&of_service).await.expect("listed");
+        let name = |address: &SocketAddr| format!("{service}-{}", address.port());
         // Make before break.
         let known: BTreeSet<_> = listed.items.iter().filter_map(|slice| slice.metadata.name.clone()).collect();
         for address in addresses.iter().filter(|address| !known.contains(&name(address))) {
             let slice = object(json!({
-                "metadata": {"name": name(address), "labels": {"kubernetes.io/service-name": REVISION}},
+                "metadata": {"name": name(address), "labels": labels},
                 "addressType": "IPv4", "ports": [{"name": "http", "port": address.port()}],
                 "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]}));
             slices.create(&PostParams::default(), &slice).await.expect("created");
         }
         let kept: BTreeSet<_> = addresses.iter().map(name).collect();
         for old in known.difference(&kept) {
-            slices.delete(old, &kube::api::DeleteParams::default()).await.expect("deleted");
-        }
-    }
-
-    /// What the activator may use.
-    async fn pods(&self, pods: &[&Pod]) {
-        let subsets: Vec<_> = pods
-            .iter()
-            .map(|pod| {
-                json!({"addresses": [{"ip": "127.0.0.1"}],
-            "ports": [{"name": "http", "port": pod.address.port()}]})
-            })
-            .collect();
-        let name = format!("{REVISION}-private");
-        let endpoints = json!({"metadata": {"name": name, "labels": {
-            "networking.internal.knative.dev/serviceType": "Private",
-            "serving.knative.dev/revision": REVISION, "serving.knative.dev/revisionUID": REVISION,
-        }}, "subsets": subsets});
-        let api = Api::<Endpoints>::default_namespaced(self.server.client());
-        if api.get_opt(&name).await.expect("an answer").is_none() {
-            api.create(&PostParams::default(), &object(endpoints)).await.expect("created");
-        } else {
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(endpoints)).await.expect("changed");
+            slices.delete(old, &DeleteParams::default()).await.expect("deleted");
         }
     }
 }

@@ -5,6 +5,7 @@ mod handover;
 mod mesh;
 mod observed;
 mod sidecars;
+mod slices;
 mod streams;
 mod tls;
 

@@ -46,26 +46,39 @@ async fn a_request_leaves_spans_and_the_pod_sees_their_trace() {
     setup.cluster.endpoints("traced", &[Pod::default().start().await], &[]);
     let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     let headers = format!("{}traceparent: 00-{trace}-{parent}-01\r\n", for_revision("traced"));
-    let answer = get_on("", setup.address(), "/path", &headers).await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-
-    let exported = tokio::time::timeout(PATIENCE, spans.recv()).await.expect("spans in time").expect("spans");
-    let scope = &exported.resource_spans[0].scope_spans[0];
-    assert_eq!(scope.scope.as_ref().expect("a scope").name, "knative.dev/serving/pkg/activator");
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let by_name: BTreeMap<_, _> = scope.spans.iter().map(|span| (&*span.name, span)).collect();
-    assert_eq!(
-        by_name.keys().copied().collect::<Vec<_>>(),
-        ["GET /path", "activator_proxy", "handle", "throttler_try"]
-    );
-    assert!(scope.spans.iter().all(|span| hex(&span.trace_id) == trace));
-    assert_eq!(hex(&by_name["handle"].parent_span_id), parent);
-    for name in ["throttler_try", "activator_proxy"] {
-        assert_eq!(by_name[name].parent_span_id, by_name["handle"].span_id, "{name}");
+    let mut next = async || {
+        let exported = tokio::time::timeout(PATIENCE, spans.recv()).await.expect("spans in time").expect("spans");
+        exported.resource_spans[0].scope_spans[0].clone()
+    };
+    for way in ["", WAYS[1]] {
+        let answer = get_on(way, setup.address(), "/path", &headers).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        let scope = next().await;
+        assert_eq!(scope.scope.as_ref().expect("a scope").name, "knative.dev/serving/pkg/activator");
+        let by_name: BTreeMap<_, _> = scope.spans.iter().map(|span| (&*span.name, span)).collect();
+        assert_eq!(
+            by_name.keys().copied().collect::<Vec<_>>(),
+            ["GET /path", "activator_proxy", "handle", "throttler_try"]
+        );
+        assert!(scope.spans.iter().all(|span| hex(&span.trace_id) == trace));
+        assert_eq!(hex(&by_name["handle"].parent_span_id), parent);
+        for name in ["throttler_try", "activator_proxy"] {
+            assert_eq!(by_name[name].parent_span_id, by_name["handle"].span_id, "{name}");
+        }
+        // The pod's parent is the request to it.
+        let client = hex(&by_name["GET /path"].span_id);
+        let seen = answer.to_lowercase();
+        assert!(seen.contains(&format!("traceparent: 00-{trace}-{client}-01")), "{answer}");
+        assert_eq!(seen.matches("traceparent:").count(), 1, "{answer}");
     }
-    // The pod's parent is the request to it.
-    let client = hex(&by_name["GET /path"].span_id);
-    assert!(answer.to_lowercase().contains(&format!("traceparent: 00-{trace}-{client}-01")), "{answer}");
+    // A request for nobody leaves one as well.
+    let answer = get_on("", setup.address(), "/path", &for_revision("unknown")).await;
+    assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{answer}");
+    let scope = next().await;
+    let [span] = &scope.spans[..] else { panic!("{:?}", scope.spans) };
+    assert_eq!(span.name, "handle");
+    assert!(!span.attributes.iter().any(|attribute| attribute.key.starts_with("kn.")));
 }
 
 /// What was written.

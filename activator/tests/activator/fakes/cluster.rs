@@ -12,22 +12,29 @@ use tokio::sync::watch;
 
 const REVISIONS: &str = "/apis/serving.knative.dev/v1/revisions";
 const ENDPOINTS: &str = "/api/v1/endpoints";
+const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 
 /// Every change there was, in order; an object's version is its place in it.
 #[derive(Clone)]
 pub(crate) struct Cluster {
     log: Arc<watch::Sender<Vec<(String, Value)>>>,
+    /// Whether EndpointSlices may be listed; upstream's installation grants only Endpoints.
+    slices: bool,
 }
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { log: Arc::new(watch::Sender::new(Vec::new())) }
+        Self { log: Arc::new(watch::Sender::new(Vec::new())), slices: false }
     }
 }
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl Cluster {
+    pub(crate) fn with_slices() -> Self {
+        Self { slices: true, ..Self::default() }
+    }
+
     pub(crate) fn client(&self) -> kube::Client {
         let cluster = self.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
@@ -66,6 +73,22 @@ impl Cluster {
                     "serving.knative.dev/revisionUID": revision,
                 }},
                 "subsets": subsets,
+            }),
+        );
+    }
+
+    /// One slice of a revision's pods, with each one's conditions; they have the same port.
+    pub(crate) fn slice(&self, revision: &str, name: &str, port: u16, endpoints: &[Value]) {
+        self.apply(
+            SLICES,
+            json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {"namespace": "default", "name": name, "labels": {
+                    "kubernetes.io/service-name": format!("{revision}-private"),
+                    "networking.internal.knative.dev/serviceType": "Private",
+                    "serving.knative.dev/revision": revision,
+                }},
+                "addressType": "IPv4", "ports": [{"name": "http", "port": port}], "endpoints": endpoints,
             }),
         );
     }
@@ -111,6 +134,12 @@ impl Cluster {
         let path = uri.path().to_owned();
         let query = uri.query().unwrap_or_default();
         let log = self.log.borrow().clone();
+        if path == SLICES && !self.slices {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": "endpointslices.discovery.k8s.io is forbidden", "reason": "Forbidden", "code": 403});
+            let body = Full::new(Bytes::from(status.to_string())).boxed_unsync();
+            return Response::builder().status(403).body(body).expect("a response");
+        }
         if let Some((collection, name)) = path.rsplit_once('/')
             && let Some(object) = latest(&log, collection).iter().find(|object| object["metadata"]["name"] == name)
         {

@@ -1,0 +1,204 @@
+//! The watches that keep the table up to date, and which kind of object pods are learned from.
+//!
+//! EndpointSlices are used where they may be listed. Upstream's installation grants only Endpoints, which are as good
+//! but arrive whole with every change.
+
+use std::{net::IpAddr, sync::Arc};
+
+use api::{
+    keys::{networking, serving},
+    serving::v1,
+};
+use controller::{Cache, Change, Context, ObjectKey, cache::pauses};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{Api, ResourceExt, api::ListParams};
+
+use super::{Revision, Revisions};
+use crate::backends::{Listing, Peers, Slice, Source, Whole};
+
+const BY_REVISION: &str = "revision";
+
+/// What is watched.
+#[derive(Clone)]
+pub(crate) struct Watches {
+    revisions: Cache<v1::Revision>,
+    private: Private,
+    public: Cache<Listing<Whole>>,
+}
+
+/// What lists the pods behind private Services.
+#[derive(Clone)]
+pub(super) enum Private {
+    Whole(Cache<Listing<Whole>>),
+    Slices(Cache<Listing<Slice>>),
+}
+
+// === impl Watches ===
+
+impl Watches {
+    pub(crate) async fn synced(&self) {
+        self.revisions.synced().await;
+        match &self.private {
+            Private::Whole(cache) => cache.synced().await,
+            Private::Slices(cache) => cache.synced().await,
+        }
+        self.public.synced().await;
+    }
+}
+
+// === impl Private ===
+
+impl Private {
+    fn start(ctx: &Context, slices: bool) -> Self {
+        match slices {
+            true => Self::Slices(services(ctx, networking::SERVICE_TYPE_PRIVATE)),
+            false => Self::Whole(services(ctx, networking::SERVICE_TYPE_PRIVATE)),
+        }
+    }
+
+    /// Takes over what is known of a revision's pods.
+    fn refresh_all(&self, revision: &Revision) {
+        match self {
+            Self::Whole(cache) => revision.refresh_all(cache),
+            Self::Slices(cache) => revision.refresh_all(cache),
+        }
+    }
+
+    fn follow(&self, table: &Arc<Revisions>) {
+        match self {
+            Self::Whole(cache) => table.follow(cache),
+            Self::Slices(cache) => table.follow(cache),
+        }
+    }
+}
+
+/// The objects that list what is behind Services of this type.
+fn services<S: Source>(ctx: &Context, kind: &str) -> Cache<Listing<S>> {
+    // The controller that writes slices copies the labels of their Services.
+    Cache::builder()
+        .label_selector(&format!("{}={kind},{}", networking::SERVICE_TYPE, serving::REVISION))
+        .index(BY_REVISION, |listing| revision_of(listing).map(|key| key.to_string()).into_iter().collect())
+        .transform(|listing: &mut Listing<S>| {
+            let metadata = &mut listing.metadata;
+            (metadata.annotations, metadata.owner_references) = (None, None);
+            metadata.labels.get_or_insert_default().retain(|name, _| name == serving::REVISION);
+        })
+        .start(ctx)
+}
+
+/// The revision that an object belongs to.
+fn revision_of<S: Source>(listing: &Listing<S>) -> Option<ObjectKey> {
+    let name = listing.labels().get(serving::REVISION)?;
+    Some(ObjectKey::new(listing.namespace()?, name))
+}
+
+/// Whether EndpointSlices may be listed.
+async fn may_list_slices(ctx: &Context) -> bool {
+    let slices = Api::<EndpointSlice>::all(ctx.client.clone());
+    let one = ListParams::default().labels(&format!("{},{}", networking::SERVICE_TYPE, serving::REVISION)).limit(1);
+    let mut pauses = pauses();
+    loop {
+        let error = match slices.list_metadata(&one).await {
+            Ok(_) => return true,
+            Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403 | 404) => {
+                tracing::info!(
+                    status = status.code,
+                    "EndpointSlices may not be listed, so pods are learned from Endpoints, which arrive whole with every \
+                     change; to get only what changes, grant get, list and watch of endpointslices in discovery.k8s.io"
+                );
+                return false;
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "cannot ask whether EndpointSlices may be listed; it is tried again after a pause");
+        tokio::time::sleep(pauses.next().unwrap_or_default()).await;
+    }
+}
+
+// === impl Revisions ===
+
+impl Revisions {
+    /// Starts to watch. Completes when it is known what may be watched.
+    pub(crate) async fn watch(self: &Arc<Self>, ctx: &Context) -> Watches {
+        let slices = tokio::select! {
+            slices = may_list_slices(ctx) => slices,
+            () = ctx.tasks.token().cancelled() => false,
+        };
+        let private = Private::start(ctx, slices);
+        let public = services(ctx, networking::SERVICE_TYPE_PUBLIC);
+        let revisions = Cache::<v1::Revision>::builder()
+            .transform(|revision| {
+                revision.status = None;
+                revision.metadata.annotations = None;
+            })
+            .start(ctx);
+
+        let (table, caches) = (self.clone(), (private.clone(), public.clone()));
+        revisions.on_event(move |change| match change {
+            Change::Applied { new, .. } => {
+                if let Some(revision) = table.apply(new) {
+                    caches.0.refresh_all(&revision);
+                    revision.place(&caches.1, table.manner.own);
+                    table.created.notify_waiters();
+                }
+            }
+            Change::Deleted(revision) => table.delete(revision),
+        });
+        private.follow(self);
+        let (table, cache) = (self.clone(), public.clone());
+        public.on_event(move |change| {
+            if let Some(revision) = table.of(change.object()) {
+                revision.place(&cache, table.manner.own);
+            }
+        });
+        Watches { revisions, private, public }
+    }
+
+    /// Tells revisions of their pods.
+    fn follow<S: Source>(self: &Arc<Self>, cache: &Cache<Listing<S>>) {
+        let (table, shown) = (self.clone(), cache.clone());
+        cache.on_event(move |change| {
+            let key = ObjectKey::of(&**change.object());
+            if let Change::Applied { old: Some(old), new } = change
+                && old.labels() != new.labels()
+                && let Some(revision) = table.of(old)
+            {
+                revision.refresh(&shown, &key);
+            }
+            if let Some(revision) = table.of(change.object()) {
+                revision.refresh(&shown, &key);
+            }
+        });
+    }
+
+    fn of<S: Source>(&self, listing: &Listing<S>) -> Option<Arc<Revision>> {
+        let key = revision_of(listing)?;
+        self.table.get(&key.namespace, &key.name)
+    }
+}
+
+// === impl Revision ===
+
+impl Revision {
+    fn refresh_all<S: Source>(&self, cache: &Cache<Listing<S>>) {
+        for listing in cache.by_index(BY_REVISION, &self.key.to_string()) {
+            self.refresh(cache, &ObjectKey::of(&*listing));
+        }
+    }
+
+    /// Takes over what one object lists, as the cache shows it now.
+    fn refresh<S: Source>(&self, cache: &Cache<Listing<S>>, key: &ObjectKey) {
+        let _one_at_a_time = self.refreshing.lock();
+        let listing = cache.get_key(key).filter(|listing| revision_of(listing).as_ref() == Some(&self.key));
+        self.backends.update(&key.name, &listing.map(|listing| listing.groups.clone()).unwrap_or_default());
+    }
+
+    fn place(&self, public: &Cache<Listing<Whole>>, own: Option<IpAddr>) {
+        let _one_at_a_time = self.refreshing.lock();
+        let Some(own) = own.filter(|_| self.backends.are_divided()) else { return };
+        let listed = public.by_index(BY_REVISION, &self.key.to_string());
+        if let Some(peers) = listed.iter().find_map(|listing| Peers::find(&listing.groups, own, self.protocol)) {
+            self.backends.set_peers(peers);
+        }
+    }
+}
