@@ -7,6 +7,7 @@
 
 mod changes;
 mod gateway;
+mod refusing;
 
 use std::{
     net::SocketAddr,
@@ -18,8 +19,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Endpoints;
-use kube::api::{Api, PostParams};
+use k8s_openapi::api::{core::v1::Endpoints, discovery::v1::EndpointSlice};
+use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -75,6 +76,9 @@ pub(crate) struct Options {
     /// Pods of a revision one of whose endpoints changes again and again.
     #[arg(long, value_delimiter = ',')]
     pods: Vec<usize>,
+    /// Measure also with metrics and the request log on.
+    #[arg(long)]
+    observed: bool,
     /// Sleeping revisions that are asked at once, 10 requests each.
     #[arg(long, default_value_t = 500)]
     storm: usize,
@@ -85,6 +89,8 @@ struct Cluster {
     server: apiserver::Server,
     url: String,
     known: usize,
+    /// Whether it asks for metrics and the request log.
+    observed: bool,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
@@ -100,19 +106,26 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 
     let mut table = Table::default();
     for &revisions in &options.revisions {
-        let mut cluster = Cluster::start().await?;
-        cluster.grow(revisions, 0).await?;
-        cluster.wake(0, sidecar.address).await?;
+        let mut clusters = Vec::new();
+        for observed in [false, true].into_iter().filter(|observed| options.observed || !observed) {
+            let mut cluster = Cluster::start(observed).await?;
+            cluster.grow(revisions, 0).await?;
+            cluster.wake(0, sidecar.address).await?;
+            clusters.push(cluster);
+        }
         let is_first = revisions == options.revisions[0];
         for _ in 0..options.rounds {
-            for (name, path, is_own) in &activators {
-                let activator = start(path, &cluster, *is_own).await?;
-                measure(name, revisions, &activator, &options, &mut table).await?;
-                if is_first {
-                    added(name, &activator, sidecar.address, &options, &mut table).await?;
-                    behind_envoy(name, &activator, &options, &mut table).await?;
+            for cluster in &clusters {
+                for (name, path, is_own) in &activators {
+                    let name = &format!("{name}{}", if cluster.observed { ", observed" } else { "" });
+                    let activator = start(path, cluster, *is_own).await?;
+                    measure(name, revisions, &activator, &options, &mut table).await?;
+                    if is_first {
+                        added(name, &activator, sidecar.address, &options, &mut table).await?;
+                        behind_envoy(name, &activator, &options, &mut table).await?;
+                    }
+                    activator.stop().await?;
                 }
-                activator.stop().await?;
             }
             if is_first {
                 let floor = forwarder(sidecar.address).await?;
@@ -251,7 +264,7 @@ async fn waiting(
     options: &Options,
     table: &mut Table,
 ) -> Result<()> {
-    let mut cluster = Cluster::start().await?;
+    let mut cluster = Cluster::start(false).await?;
     // So that the pod they share is not asked for more than a process may have open.
     cluster.grow(options.storm.max(1), 20).await?;
     for (what, revisions, requests) in
@@ -322,6 +335,7 @@ async fn start(path: &Path, cluster: &Cluster, is_own: bool) -> Result<Running> 
         ("CONFIG_LOGGING_NAME", "config-logging"),
         ("CONFIG_OBSERVABILITY_NAME", "config-observability"),
         ("LOG_LEVEL", "error"),
+        ("METRICS_PROMETHEUS_PORT", &free().await?.port().to_string()),
     ]);
     if is_own {
         address = free().await?;
@@ -358,19 +372,22 @@ async fn answers(address: SocketAddr, known: usize) -> bool {
 // === impl Cluster ===
 
 impl Cluster {
-    async fn start() -> Result<Self> {
+    async fn start(observed: bool) -> Result<Self> {
         let server = apiserver::Server::open(apiserver::Options::default()).await?;
         server.apply_manifest(include_str!("../../charts/crds/revisions.serving.knative.dev.yaml"))?;
         server.apply_manifest("{apiVersion: v1, kind: Namespace, metadata: {name: knative-serving}}")?;
         for name in ["config-logging", "config-observability", "config-network", "config-features"] {
-            let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            let mut map = json!({"apiVersion": "v1", "kind": "ConfigMap",
                 "metadata": {"name": name, "namespace": "knative-serving"}, "data": {}});
+            if observed && name == "config-observability" {
+                map["data"] = json!({"metrics-protocol": "prometheus", "logging.enable-request-log": "true"});
+            }
             server.apply_manifest(&map.to_string())?;
         }
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         server.serve(listener, None, "");
-        Ok(Self { server, url, known: 0 })
+        Ok(Self { server, url, known: 0, observed })
     }
 
     /// Sleeping revisions.
@@ -401,14 +418,16 @@ impl Cluster {
         }))?;
         let api = Api::<Endpoints>::namespaced(self.server.client(), NAMESPACE);
         match api.create(&PostParams::default(), &endpoints).await {
-            Ok(_) => Ok(()),
+            Ok(_) => self.slice(number, 0, &[pod.ip().to_string()], pod.port()).await,
             Err(error) => bail!("cannot wake {name}: {error}"),
         }
     }
 
     async fn sleep(&self, number: usize) -> Result<()> {
         let api = Api::<Endpoints>::namespaced(self.server.client(), NAMESPACE);
-        api.delete(&format!("rev-{number}-private"), &kube::api::DeleteParams::default()).await?;
+        api.delete(&format!("rev-{number}-private"), &DeleteParams::default()).await?;
+        let api = Api::<EndpointSlice>::namespaced(self.server.client(), NAMESPACE);
+        api.delete(&format!("rev-{number}-private-0"), &DeleteParams::default()).await?;
         Ok(())
     }
 }

@@ -1,16 +1,18 @@
-//! What a change of one endpoint costs the activator, by how many pods the revision has.
+//! What a change of one endpoint costs the activator, by how many pods the revision has, and by what lists them.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Result, ensure};
-use k8s_openapi::api::core::v1::Endpoints;
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::{core::v1::Endpoints, discovery::v1::EndpointSlice};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::{Cluster, NAMESPACE, start};
+use super::{Cluster, NAMESPACE, refusing, start};
 use crate::queue_proxy::Table;
 
 const CHANGES: usize = 300;
+/// Pods that a slice lists at most.
+const SLICE: usize = 100;
 
 /// Measures with so many pods, of which one answers: that is how the activator knows that pods are reached.
 pub(super) async fn measure(
@@ -23,41 +25,96 @@ pub(super) async fn measure(
 ) -> Result<()> {
     for &count in counts {
         ensure!(count > 1, "one pod that answers and one that changes are two pods at least");
-        let mut cluster = Cluster::start().await?;
-        cluster.grow(1, 0).await?;
-        cluster.wake(0, pod).await?;
-        let activator = start(path, &cluster, is_own).await?;
-        let api = Api::<Endpoints>::namespaced(cluster.server.client(), NAMESPACE);
-        let list = async |last: usize| {
-            let patch = Patch::Merge(json!({"subsets": subsets(pod, count, last)}));
-            api.patch("rev-0-private", &PatchParams::default(), &patch).await
-        };
-        list(0).await?;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let before = activator.cpu();
-        for number in 1..=CHANGES {
-            list(number).await?;
-            // Each is to be heard of on its own.
-            tokio::time::sleep(Duration::from_millis(2)).await;
+        // Others know only Endpoints.
+        for sliced in [true, false].into_iter().filter(|sliced| is_own || !sliced) {
+            let mut cluster = Cluster::start(false).await?;
+            cluster.grow(1, 0).await?;
+            if !sliced && is_own {
+                cluster.url = refusing::start(cluster.url.replace("http://", "")).await?;
+            }
+            cluster.wake(0, pod).await?;
+            let activator = start(path, &cluster, is_own).await?;
+            let all: Vec<_> = (1..count).map(|number| address(number, 0)).collect();
+            if sliced {
+                for (number, listed) in all.chunks(SLICE).enumerate() {
+                    cluster.slice(0, number + 1, listed, 8012).await?;
+                }
+            } else {
+                list(&cluster, pod, &all).await?;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let before = activator.cpu();
+            for number in 1..=CHANGES {
+                let all: Vec<_> = (1..count).map(|pod| address(pod, number)).collect();
+                match sliced {
+                    // All the others are as they were.
+                    true => cluster.slice(0, 1, all.chunks(SLICE).next().unwrap_or_default(), 8012).await?,
+                    false => list(&cluster, pod, &all).await?,
+                }
+                // Each is to be heard of on its own.
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let cpu = (activator.cpu() - before).as_secs_f64() * 1e6 / CHANGES as f64;
+            let what = if sliced { "EndpointSlices" } else { "Endpoints" };
+            table.add(name, &format!("{count} pods in {what}, one changes: CPU/change, us"), cpu);
+            activator.stop().await?;
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let cpu = (activator.cpu() - before).as_secs_f64() * 1e6 / CHANGES as f64;
-        table.add(name, &format!("{count} pods, one changes: CPU/change, us"), cpu);
-        activator.stop().await?;
     }
     Ok(())
 }
 
-/// `count` pods, one of them with an address that depends on `last`.
-fn subsets(pod: SocketAddr, count: usize, last: usize) -> Value {
-    let others = (1..count).map(|number| {
-        let number = if number == 1 { 60_000 + last % 256 } else { number };
-        let name = format!("rev-0-deployment-5d9f8c7b6-{number:05}");
-        json!({"ip": format!("127.1.{}.{}", number / 256, number % 256), "nodeName": "node",
-            "targetRef": {"kind": "Pod", "namespace": NAMESPACE, "name": name, "uid": name}})
-    });
-    json!([
+/// The address of a pod; that of the first depends on `last`.
+fn address(number: usize, last: usize) -> String {
+    let number = if number == 1 { 60_000 + last % 256 } else { number };
+    format!("127.1.{}.{}", number / 256, number % 256)
+}
+
+/// As long as what a cluster says of a pod.
+fn target(ip: &str) -> Value {
+    let name = format!("rev-0-deployment-5d9f8c7b6-{}", ip.replace('.', "-"));
+    json!({"kind": "Pod", "namespace": NAMESPACE, "name": name, "uid": format!("6ba7b810-9dad-11d1-80b4-{:0>12}", ip.replace('.', ""))})
+}
+
+/// All pods at once, behind the one that answers.
+async fn list(cluster: &Cluster, pod: SocketAddr, ips: &[String]) -> Result<()> {
+    let others: Vec<_> =
+        ips.iter().map(|ip| json!({"ip": ip, "nodeName": "node-1", "targetRef": target(ip)})).collect();
+    let subsets = json!([
         {"addresses": [{"ip": pod.ip().to_string()}], "ports": [{"name": "http", "port": pod.port()}]},
-        {"addresses": others.collect::<Vec<_>>(), "ports": [{"name": "http", "port": 8012}]},
-    ])
+        {"addresses": others, "ports": [{"name": "http", "port": 8012}]},
+    ]);
+    let patch = Patch::Merge(json!({"subsets": subsets}));
+    let api = Api::<Endpoints>::namespaced(cluster.server.client(), NAMESPACE);
+    api.patch("rev-0-private", &PatchParams::default(), &patch).await?;
+    Ok(())
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Slice `number` of a revision's pods, whether it is there already or not.
+    pub(super) async fn slice(&self, revision: usize, number: usize, ips: &[String], port: u16) -> Result<()> {
+        let listed = ips.iter().map(|ip| {
+            json!({"addresses": [ip], "conditions": {"ready": true, "serving": true, "terminating": false},
+                "nodeName": "node-1", "targetRef": target(ip)})
+        });
+        let name = format!("rev-{revision}-private-{number}");
+        let endpoints = json!(listed.collect::<Vec<_>>());
+        let api = Api::<EndpointSlice>::namespaced(self.server.client(), NAMESPACE);
+        let patch = Patch::Merge(json!({"endpoints": endpoints}));
+        match api.patch(&name, &PatchParams::default(), &patch).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            other => return Ok(other.map(drop)?),
+        }
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {
+                "kubernetes.io/service-name": format!("rev-{revision}-private"),
+                "networking.internal.knative.dev/serviceType": "Private",
+                "serving.knative.dev/revision": format!("rev-{revision}")}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": port}], "endpoints": endpoints,
+        }))?;
+        api.create(&PostParams::default(), &slice).await?;
+        Ok(())
+    }
 }
