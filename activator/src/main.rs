@@ -6,14 +6,14 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use activator::{Options, Reach};
 use anyhow::Context as _;
-use api::config::{MeshCompatibility, Network, Observability};
+use api::config::{Level, Logging, MeshCompatibility, Network, Observability, names};
 use clap::Parser;
 use controller::{Config, Context, Tasks};
 use kube::{
     client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use observe::{ApiCalls, Registry};
+use observe::{ApiCalls, LogLevel, Registry};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::layer::layer_fn;
 
@@ -60,7 +60,7 @@ async fn main() -> anyhow::Result<()> {
     let env: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    observe::logging("activator", env.get("LOG_LEVEL").map_or("info", String::as_str));
+    let level = observe::logging("activator", env.get("LOG_LEVEL").map_or("info", String::as_str));
     net::raise_open_files();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
@@ -79,6 +79,7 @@ async fn main() -> anyhow::Result<()> {
     ctx.system_namespace = env.get("SYSTEM_NAMESPACE").cloned().unwrap_or(ctx.system_namespace);
     ctx.resource_label = env.get("SYSTEM_RESOURCE_LABEL").filter(|label| !label.is_empty()).cloned();
 
+    follow_level(&ctx, &env, level).await;
     let network = network(&ctx).await;
     options.passthrough = network.enable_mesh_pod_addressability;
     options.encrypt = network.system_internal_tls;
@@ -175,11 +176,34 @@ fn with_two_dashes(argument: String) -> String {
     if is_long { format!("-{argument}") } else { argument }
 }
 
+/// Logs as much as `config-logging` says, from now on. Without it, what the environment says holds.
+async fn follow_level(ctx: &Context, env: &BTreeMap<String, String>, level: LogLevel) {
+    let name = map_name(env, "CONFIG_LOGGING_NAME", names::LOGGING);
+    let Ok(config) = Config::watch(ctx, name, Logging::parse).await else { return };
+    let followed = config.clone();
+    let apply = move || {
+        if let Some(wanted) = followed.load().level("activator") {
+            level.set(match wanted {
+                Level::Debug => "debug,hyper=info,h2=info,tower=info,rustls=info,kube=info",
+                Level::Info => "info",
+                Level::Warn => "warn",
+                Level::Error | Level::DPanic | Level::Panic | Level::Fatal => "error",
+            });
+        }
+    };
+    apply();
+    config.on_change(apply);
+}
+
+/// The name of a ConfigMap, which the environment may give.
+fn map_name(env: &BTreeMap<String, String>, variable: &str, usual: &'static str) -> &'static str {
+    // Once per process.
+    env.get(variable).filter(|name| !name.is_empty()).map_or(usual, |name| Box::leak(name.clone().into_boxed_str()))
+}
+
 /// `config-observability`, under the name that the environment gives it.
 async fn observability(ctx: &Context, env: &BTreeMap<String, String>) -> Config<Observability> {
-    let name = env.get("CONFIG_OBSERVABILITY_NAME").map_or("config-observability", String::as_str);
-    // Once per process.
-    let name: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    let name = map_name(env, "CONFIG_OBSERVABILITY_NAME", names::OBSERVABILITY);
     Config::watch(ctx, name, Observability::parse).await.unwrap_or_else(|error| {
         tracing::warn!("{error}; the defaults apply until then");
         Config::fixed(Observability::default())

@@ -9,7 +9,7 @@ mod serve;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode, Version};
-use observe::{Histogram, LATENCY_SECONDS, Registry};
+use observe::{API_CALLS, Histogram, LATENCY_SECONDS, Registry};
 use telemetry::otlp::registry::Instrument;
 
 use self::cache::Cache;
@@ -28,6 +28,7 @@ const BYTES: &[f64] =
 
 /// What OTLP says of them besides.
 pub(crate) const INSTRUMENTS: &[Instrument] = &[
+    Instrument { name: API_CALLS, unit: "{item}", additive: false },
     Instrument { name: REACHABLE, unit: "{reachable}", additive: false },
     Instrument { name: ERRORS, unit: "{error}", additive: false },
     Instrument { name: CONCURRENCY, unit: "{request}", additive: false },

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use controller::Context;
-use observe::{Counter, Registry};
+use observe::{API_CALLS, Counter, Registry};
 use telemetry::otlp::registry::Instrument;
 
 const DEPTH: &str = "kn_workqueue_depth";
@@ -16,6 +16,7 @@ const HANDLINGS: &str = "kn_workqueue_process_duration_seconds";
 
 /// What OTLP says of them besides.
 pub(crate) const INSTRUMENTS: &[Instrument] = &[
+    Instrument { name: API_CALLS, unit: "{item}", additive: false },
     Instrument { name: DEPTH, unit: "{item}", additive: true },
     Instrument { name: ADDS, unit: "{item}", additive: false },
     Instrument { name: RETRIES, unit: "{item}", additive: false },

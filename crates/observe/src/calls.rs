@@ -15,6 +15,9 @@ use tower_service::Service;
 
 use crate::{LATENCY_SECONDS, Registry};
 
+/// The name of what counts them.
+pub const API_CALLS: &str = "kn_k8s_client_http_response_status_code_total";
+
 const SCOPE: [(&str, &str); 3] = [
     ("otel_scope_name", "knative.dev/pkg/observability/metrics/k8s"),
     ("otel_scope_schema_url", ""),
@@ -65,7 +68,7 @@ impl ApiCalls {
         labels.extend(SCOPE);
         labels.push(("server_address", &authority));
         let help = "Count of response codes partitioned by method and host";
-        self.registry.counter("kn_k8s_client_http_response_status_code_total", help, &labels).increment();
+        self.registry.counter(API_CALLS, help, &labels).increment();
         let Some(template) = &call.template else { return };
         let port = self.port.to_string();
         let mut labels = vec![("http_request_method", method)];

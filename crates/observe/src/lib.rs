@@ -10,6 +10,6 @@ mod metrics;
 mod process;
 
 pub use admin::{AdminHandle, serve_admin};
-pub use calls::ApiCalls;
+pub use calls::{API_CALLS, ApiCalls};
 pub use logging::{LogLevel, logging};
 pub use metrics::{Counter, Described, Gauge, Histogram, Kind, LATENCY_SECONDS, Registry, Value};
