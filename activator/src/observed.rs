@@ -117,13 +117,15 @@ impl Observers {
             bytes,
             latency: now - seen.request.started,
             // As upstream: no pod and no trace.
-            revision: &telemetry::Revision {
-                name: revision.key.name.clone(),
-                namespace: revision.key.namespace.clone(),
-                service: revision.service.to_string(),
-                configuration: revision.configuration.to_string(),
-                ..telemetry::Revision::default()
-            },
+            revision: revision.logged.get_or_init(|| {
+                Box::new(telemetry::Revision {
+                    name: revision.key.name.clone(),
+                    namespace: revision.key.namespace.clone(),
+                    service: revision.service.to_string(),
+                    configuration: revision.configuration.to_string(),
+                    ..telemetry::Revision::default()
+                })
+            }),
             traced: false,
         });
     }

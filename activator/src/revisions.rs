@@ -11,7 +11,7 @@ mod watches;
 use std::{
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -50,6 +50,8 @@ pub(crate) struct Revision {
     /// What it belongs to, for metrics.
     pub(crate) configuration: Box<str>,
     pub(crate) service: Box<str>,
+    /// The same for the request log, once it has a line.
+    pub(crate) logged: OnceLock<Box<telemetry::Revision>>,
     protocol: &'static str,
     pub(crate) limits: Limits,
     pub(crate) throttler: Throttler,
@@ -165,6 +167,7 @@ impl Revisions {
             uid,
             configuration: label(serving::CONFIGURATION),
             service: label(serving::SERVICE),
+            logged: OnceLock::new(),
             protocol,
             limits: Limits {
                 total: seconds(spec.timeout_seconds).unwrap_or(DEFAULT_TIMEOUT),
@@ -215,6 +218,7 @@ impl Revision {
             uid: String::new(),
             configuration: Box::default(),
             service: Box::default(),
+            logged: OnceLock::new(),
             protocol: "http1",
             limits: DEFAULT_LIMITS,
             backends,

@@ -376,6 +376,11 @@ async fn the_ingress_role_serves_a_gateway_with_a_kubeconfig_and_nothing_else() 
     for family in ["adds_total", "queue_duration_seconds_count", "process_duration_seconds_sum", "depth"] {
         assert!(text.contains(&format!("kn_workqueue_{family}{{name=\"{queue}\",otel_scope_name=")), "{text}");
     }
+    let calls =
+        "kn_k8s_client_http_response_status_code_total{http_request_method=\"GET\",http_response_status_code=\"200\"";
+    assert!(text.contains(calls), "{text}");
+    let template = "url_template=\"/api/v1/namespaces/{namespace}/configmaps\"";
+    assert!(text.contains(template), "{text}");
     assert!(text.contains("service_name=\"net-kourier-controller\""), "{text}");
     assert!(text.contains("process_resident_memory_bytes"), "{text}");
 

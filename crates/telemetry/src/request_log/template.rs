@@ -270,6 +270,13 @@ impl Run<'_> {
                 functions::call(function, &values)
             }
             Expr::Chain { base, path, arguments } => {
+                // A field of a field of what the line is about: most fields are, and nobody needs what is between.
+                if path.len() == 2 && matches!(**base, Expr::Dot) && dot.is_root() {
+                    let arguments = self.all(arguments, dot)?;
+                    if let Some(value) = (self.lookup)(path, &arguments) {
+                        return Ok(value);
+                    }
+                }
                 let mut value = self.expr(base, dot)?;
                 let arguments = self.all(arguments, dot)?;
                 for (at, name) in path.iter().enumerate() {

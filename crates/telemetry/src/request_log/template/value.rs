@@ -82,6 +82,10 @@ impl Value {
         Self::Object(Vec::new(), "{}".to_owned())
     }
 
+    pub(super) fn is_root(&self) -> bool {
+        matches!(self, Self::Object(path, _) if path.is_empty())
+    }
+
     pub(super) fn of(number: usize) -> Self {
         Self::Integer(i64::try_from(number).unwrap_or(i64::MAX))
     }
