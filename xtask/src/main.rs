@@ -20,8 +20,9 @@ cargo xtask <command>
   lint              formatting, clippy without warnings, the dependency directions of ARCHITECTURE.md
   bench <name> ..   build (release) and run a scenario of benches/
   sidecar           build queue-proxy for an image: static, small; prints its path
-  layout <profile>  choose what lies together in the sidecar (see xtask/src/layout.rs)
   activator         build the activator for an image: static; prints its path
+  control-plane     the same for the control plane
+  layout <program>  choose what lies together in activator, control-plane or queue-proxy (see xtask/src/layout.rs)
   envoy             get Envoy and print its path
 ";
 
@@ -34,11 +35,11 @@ fn main() -> ExitCode {
         "test" => test(&rest),
         "lint" => lint(),
         "bench" => bench(&rest),
-        "sidecar" => image("queue-proxy", "sidecar", Some(layout::FILE)),
-        "activator" => image("activator", "release", None),
-        "layout" => match &rest[..] {
-            [profile] => layout::write(&root(), profile),
-            _ => Err(anyhow::anyhow!("layout takes the profile: see xtask/src/layout.rs")),
+        "sidecar" => image("queue-proxy", "sidecar"),
+        "activator" | "control-plane" => image(&command, "release"),
+        "layout" => match rest.split_first() {
+            Some((program, profiles)) => layout::make(&root(), program, profiles),
+            None => Err(anyhow::anyhow!("layout takes the program: activator, control-plane or queue-proxy")),
         },
         "envoy" => envoy::ensure(&root()).map(|path| println!("{}", path.display())),
         "" | "help" | "--help" => {
@@ -95,17 +96,14 @@ fn bench(arguments: &[String]) -> Result<()> {
 }
 
 /// Nothing is loaded or relocated at its start, which is most of what a small process has resident.
-fn image(package: &str, profile: &str, layout: Option<&str>) -> Result<()> {
+fn image(package: &str, profile: &str) -> Result<()> {
     let version = Command::new("rustc").arg("-vV").output().context("cannot ask rustc for its target")?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     let target = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no target")?;
     let flags = r#"["-C", "target-feature=+crt-static", "-C", "relocation-model=static"]"#;
     let mut build = cargo();
-    build.args(["rustc", "--package", package, "--bin", package, "--profile", profile, "--target", target]);
+    build.args(["build", "--package", package, "--bin", package, "--profile", profile, "--target", target]);
     build.args(["--config", &format!("target.{target}.rustflags={flags}")]);
-    if let Some(layout) = layout {
-        build.args(["--", "-C", &format!("link-arg=-Wl,-T,{}", root().join(layout).display())]);
-    }
     run(&mut build)?;
     println!("{}", root().join("target").join(target).join(profile).join(package).display());
     Ok(())
@@ -119,6 +117,12 @@ fn build_release() -> Result<()> {
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    // What cargo tells this program of itself makes the scripts of some crates run again, and all that needs them.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
