@@ -45,9 +45,9 @@ const BUSY: &str = "Knative-Serving-Namespace: default\r\nKnative-Serving-Revisi
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The activator; by default the one beside this program.
+    /// The activator, or several to compare; by default the one beside this program.
     #[arg(long)]
-    binary: Option<PathBuf>,
+    binary: Vec<PathBuf>,
     /// Another activator, started with the same environment and `--server`. It listens on port 8012.
     #[arg(long)]
     peer: Vec<PathBuf>,
@@ -96,11 +96,13 @@ struct Cluster {
 pub(crate) async fn run(options: Options) -> Result<()> {
     let beside = |name: &str| anyhow::Ok(std::env::current_exe()?.with_file_name(name));
     let path = options.queue_proxy.clone().map_or_else(|| beside("queue-proxy"), Ok)?;
-    let own = options.binary.clone().map_or_else(|| beside("activator"), Ok)?;
     let program = program()?;
     let sidecar = Kind::QueueProxy { name: "queue-proxy".into(), path };
     let sidecar = Running::start(&sidecar, &program, Protocol::Http1).await?;
-    let mut activators = vec![("postrider".to_owned(), own, true)];
+    let own = if options.binary.is_empty() { vec![beside("activator")?] } else { options.binary.clone() };
+    let one = own.len() == 1;
+    let name = |n: usize| if one { "postrider".to_owned() } else { format!("postrider {}", n + 1) };
+    let mut activators: Vec<_> = own.into_iter().enumerate().map(|(n, path)| (name(n), path, true)).collect();
     activators
         .extend(options.peer.iter().enumerate().map(|(n, path)| (format!("peer {}", n + 1), path.clone(), false)));
 
@@ -175,15 +177,15 @@ async fn measure(name: &str, revisions: usize, proxy: &Running, options: &Option
     Ok(())
 }
 
-/// What the proxy adds to the latency of the path, at rates that leave some of the machine idle.
+/// What the proxy adds to the latency of the path, at rates that leave some of the machine idle: once beside requests
+/// that go past it meanwhile, and once beside a run of its own without it.
 async fn added(name: &str, proxy: &Running, without: SocketAddr, options: &Options, table: &mut Table) -> Result<()> {
     for rate in &options.rates {
         let duration = Duration::from_secs_f64(options.seconds);
         let (body, fields) = (SMALL, BUSY);
         let load = Load { protocol: Protocol::Http1, connections: 50, body, rate: Some(*rate), duration, fields };
-        let direct = paced::run(load, without).await?;
         let (machine_before, cpu_before) = (machine()?, proxy.cpu());
-        let figures = paced::run(load, proxy.address).await.with_context(|| name.to_owned())?;
+        let [figures, past] = paced::beside(load, proxy.address, without).await.with_context(|| name.to_owned())?;
         let (machine_after, cpu_after) = (machine()?, proxy.cpu());
         let idle = (machine_after.0 - machine_before.0) / (machine_after.1 - machine_before.1);
         let label = format!("{rate}/s over 50 conn");
@@ -191,9 +193,16 @@ async fn added(name: &str, proxy: &Running, without: SocketAddr, options: &Optio
         let cpu = (cpu_after - cpu_before).as_secs_f64() * 1e6 / figures.requests as f64;
         table.add(name, &format!("{label}: CPU/request, us"), cpu);
         for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
-            let (with, without) = (figures.quantile(share), direct.quantile(share));
+            let (with, without) = (figures.quantile(share), past.quantile(share));
             table.add(name, &format!("{label}: {what} of the whole path, us"), with * 1e6);
             table.add(name, &format!("{label}: added {what}, us"), (with - without) * 1e6);
+        }
+        let alone = paced::run(load, without).await?;
+        let figures = paced::run(load, proxy.address).await.with_context(|| name.to_owned())?;
+        for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
+            let (with, without) = (figures.quantile(share), alone.quantile(share));
+            table.add(name, &format!("{label}, two runs: {what} of the whole path, us"), with * 1e6);
+            table.add(name, &format!("{label}, two runs: added {what}, us"), (with - without) * 1e6);
         }
     }
     Ok(())
