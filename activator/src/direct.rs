@@ -8,9 +8,9 @@
 mod exchange;
 mod head;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
-use net::{Connections, Http, Prefixed};
+use net::{Connections, Http, Member, Prefixed, Seat};
 use tokio::net::TcpStream;
 use wire::{Client, Next};
 
@@ -22,6 +22,13 @@ pub(crate) struct Direct {
     http: Http,
 }
 
+/// Whose connection it is, and what it belongs to.
+struct Guest {
+    peer: SocketAddr,
+    member: Member,
+    connections: Connections,
+}
+
 // === impl Direct ===
 
 impl Direct {
@@ -29,9 +36,21 @@ impl Direct {
         Arc::new(Self { handler, http: Http::new() })
     }
 
-    /// Serves one connection to its end.
-    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: Connections) {
-        let mut client = Client::new(stream, connections.join(), revisions::DEFAULT_LIMITS);
+    /// Serves one connection to its end, at this seat or, after some request, at another.
+    pub(crate) fn serve(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        seat: Seat,
+        connections: Connections,
+    ) -> impl Future<Output = ()> + Send {
+        let guest = Guest { peer, member: connections.join(), connections };
+        self.serve_at(seat, stream, guest)
+    }
+
+    async fn serve_at(self: Arc<Self>, seat: Seat, stream: TcpStream, guest: Guest) {
+        let Guest { peer, member, connections } = guest;
+        let mut client = Client::new(stream, member, revisions::DEFAULT_LIMITS);
         let address = peer.ip().to_canonical().to_string();
         let mut out = Vec::new();
         loop {
@@ -42,21 +61,37 @@ impl Direct {
                     if !self.exchange(&mut client, plain, asked, &mut out).await {
                         return;
                     }
+                    if client.is_between_requests()
+                        && let Some(seat) = seat.elsewhere()
+                    {
+                        let (stream, member, _) = client.into_parts();
+                        return self.move_to(seat, stream, Guest { peer, member, connections });
+                    }
                 }
                 Next::Closed => return,
                 Next::Other => break,
             }
         }
-        drop(out);
         let (stream, member, read) = client.into_parts();
-        // Apart, so that connections that stay here do not carry the room for it.
-        Box::pin(self.hand_over(read, stream, peer, &connections)).await;
-        drop(member);
+        self.hand_over(seat.settle(), stream, read, Guest { peer, member, connections });
     }
 
-    async fn hand_over(&self, read: Vec<u8>, client: TcpStream, peer: SocketAddr, connections: &Connections) {
-        let handler = self.handler.clone();
-        let handle = move |request, peer| handler.clone().handle(request, peer, false);
-        self.http.serve(Prefixed::new(read, client), peer, connections, handle).await;
+    fn move_to(self: Arc<Self>, seat: Seat, stream: TcpStream, mut guest: Guest) {
+        guest.member.moved();
+        // The same future within itself.
+        let again =
+            |stream, seat| -> Pin<Box<dyn Future<Output = ()> + Send>> { Box::pin(self.serve_at(seat, stream, guest)) };
+        seat.serve(stream, again);
+    }
+
+    /// All that is left to do for a connection, as a task of its own: those that stay here do not carry the room for it.
+    fn hand_over(self: Arc<Self>, seat: Seat, client: TcpStream, read: Vec<u8>, guest: Guest) {
+        seat.serve(client, async move |client, seat| {
+            let Guest { peer, member, connections } = guest;
+            let handler = self.handler.clone();
+            let handle = move |request, peer| handler.clone().handle(request, peer, false);
+            self.http.serve(Prefixed::new(read, client), peer, &connections, handle).await;
+            drop((member, seat));
+        });
     }
 }

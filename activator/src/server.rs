@@ -13,7 +13,7 @@ use std::{
 
 use controller::Context;
 use http::{Request, StatusCode};
-use net::{Connections, IdleLimits, InFlight, Incoming, Workers};
+use net::{Connections, IdleLimits, InFlight, Incoming, Stay, Workers};
 use telemetry::otlp::registry::{Export, Wanted};
 use tokio::{
     runtime::Handle as Runtime,
@@ -167,8 +167,8 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
     let direct = Direct::new(handler.clone());
     for listener in [http, h2c] {
         let (direct, members) = (direct.clone(), connections.clone());
-        let serve = workers.accept(listener, connections.clone(), move |stream, peer| {
-            direct.clone().serve(stream, peer, members.clone())
+        let serve = workers.accept(listener, connections.clone(), Stay::Movable, move |stream, peer, seat| {
+            direct.clone().serve(stream, peer, seat, members.clone())
         })?;
         ctx.tasks.spawn_graceful("activator", serve);
     }

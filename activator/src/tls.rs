@@ -14,7 +14,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use controller::{Cache, Context};
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use net::{Connections, Http, Workers};
+use net::{Connections, Http, Stay, Workers};
 use parking_lot::Mutex;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, version};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
@@ -125,10 +125,11 @@ impl Tls {
         handler: Arc<Handler>,
     ) -> io::Result<impl Future<Output = ()> + use<>> {
         let http = Http::new();
-        workers.accept(listener, connections.clone(), move |stream, peer| {
+        workers.accept(listener, connections.clone(), Stay::Settled, move |stream, peer, seat| {
             let acceptor = self.server.load_full().map(TlsAcceptor::from);
             let (http, connections, handler) = (http.clone(), connections.clone(), handler.clone());
             async move {
+                let _seat = seat;
                 let Some(acceptor) = acceptor else { return };
                 match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => {

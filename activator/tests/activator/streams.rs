@@ -13,7 +13,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::{Pod, Setup, WAYS, for_revision, read_head, until};
+use crate::{Cluster, PATIENCE, Pod, Setup, WAYS, for_revision, ok, read_answer, read_head, until};
 
 /// A pod that answers over HTTP/2 with every message as it comes, and a status at the end.
 async fn echo() -> SocketAddr {
@@ -257,5 +257,57 @@ async fn a_drain_under_load_fails_no_request() {
     }
     // Whatever the pod served reached its client.
     assert_eq!(answered, pod.served.load(Ordering::SeqCst));
+    setup.tasks.shutdown().await;
+}
+
+/// Many at once are spread over the threads, and those that ask one after the other are gathered again: whichever
+/// thread a connection is on, it gets its own answers, and a drain finds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_served_on_whatever_thread_they_are() {
+    let setup = Setup::with(Cluster::default(), |options| options.workers = 3).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    setup.revision("echo", 0, 300).await;
+    setup.cluster.endpoints("echo", &[listener.local_addr().expect("bound")], &[]);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                while let Some(head) = read_head(&mut stream).await {
+                    let path = head.split(' ').nth(1).expect("a path");
+                    stream.write_all(ok(path).as_bytes()).await.expect("open");
+                }
+            });
+        }
+    });
+    let ask = async |client: &mut TcpStream, path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n{}\r\n", for_revision("echo"));
+        client.write_all(request.as_bytes()).await.expect("sent");
+        let answer = tokio::time::timeout(PATIENCE, read_answer(client)).await.expect("in time");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with(path), "{answer}");
+    };
+    let address = setup.address();
+    let mut clients: Vec<_> = (0..100)
+        .map(|number| {
+            tokio::spawn(async move {
+                let mut client = TcpStream::connect(address).await.expect("listening");
+                for turn in 0..40 {
+                    ask(&mut client, &format!("/{number}/{turn}")).await;
+                }
+                client
+            })
+        })
+        .collect();
+    let mut idle = Vec::new();
+    for client in clients.drain(..) {
+        idle.push(client.await.expect("no panic"));
+    }
+    for turn in 0..10 {
+        for (number, client) in idle.iter_mut().enumerate() {
+            ask(client, &format!("/{number}/alone/{turn}")).await;
+        }
+    }
+    tokio::time::timeout(PATIENCE, setup.activator.drain()).await.expect("every connection hears of it");
+    for mut client in idle {
+        assert_eq!(client.read(&mut [0]).await.expect("closed in order"), 0);
+    }
     setup.tasks.shutdown().await;
 }

@@ -199,6 +199,13 @@ impl Member {
         self.shared.closing.load(Ordering::SeqCst)
     }
 
+    /// Another task polls it from now on.
+    pub fn moved(&mut self) {
+        if self.state == State::Registered {
+            self.state = State::New;
+        }
+    }
+
     /// True once: when the connection is to close. Always polled by the same task.
     pub fn poll_closing(&mut self, cx: &mut Context<'_>) -> bool {
         if self.state == State::Closing {

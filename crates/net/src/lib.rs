@@ -50,4 +50,4 @@ pub use serve::Http;
 pub use stats::{Report, RequestStats};
 pub use timeout::{Limits, Timer};
 pub use watched::HEAD_TIME;
-pub use workers::Workers;
+pub use workers::{Seat, Stay, Workers};

@@ -67,6 +67,11 @@ impl Client {
         (self.stream, self.member, read)
     }
 
+    /// Whether nothing was read that has not been answered.
+    pub fn is_between_requests(&self) -> bool {
+        self.have == 0
+    }
+
     /// Waits for a request; `look` says what the bytes so far are.
     pub async fn next<R>(&mut self, mut look: impl FnMut(&[u8]) -> Incoming<R>) -> Next<R> {
         let mut partial_since = None;
