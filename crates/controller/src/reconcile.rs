@@ -12,14 +12,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::{Conditioned, StatusFields};
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::core::object::HasStatus;
 use kube::{Resource, ResourceExt};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::written::Written;
 use crate::{Cache, Context, Error, Leadership, ObjectKey, Queue, Recorder, error, status};
@@ -31,7 +31,7 @@ const STATUS_ATTEMPTS: usize = 5;
 /// A kind that [`drive`] can drive.
 pub trait Object:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + HasStatus<Status: Serialize + DeserializeOwned + Default + Send>
+    + Conditioned<Status: Send + Sync>
     + Clone
     + Debug
     + Serialize
@@ -44,7 +44,7 @@ pub trait Object:
 
 impl<K> Object for K where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + HasStatus<Status: Serialize + DeserializeOwned + Default + Send>
+        + Conditioned<Status: Send + Sync>
         + Clone
         + Debug
         + Serialize
@@ -88,7 +88,7 @@ pub trait Reconcile: Send + Sync + 'static {
     fn deleted(&self, _key: &ObjectKey) {}
 
     /// This status is written now. Whoever remembers it knows the change that the watch shows for it.
-    fn writes(&self, _key: &ObjectKey, _status: &<Self::Kind as HasStatus>::Status) {}
+    fn writes(&self, _key: &ObjectKey, _status: &<Self::Kind as Conditioned>::Status) {}
 }
 
 /// Starts `workers` loops that reconcile what is in `queue`. Who fills the queue is the controller's business; see
@@ -153,7 +153,7 @@ struct Shell<R: Reconcile> {
     recorder: Recorder,
     reconciler: Arc<R>,
     leadership: Leadership,
-    written: Written,
+    written: Written<<R::Kind as Conditioned>::Status>,
 }
 
 // === impl Shell ===
@@ -193,24 +193,18 @@ impl<R: Reconcile> Shell<R> {
             return self.reconciler.reconcile(&mut object).await;
         }
         let version = original.meta().resource_version.as_deref();
-        let before = match self.written.over(&ObjectKey::of(original), version) {
-            Some(written) => written,
-            None => status_of(original)?,
-        };
-        let mut prepared = before.clone();
+        let before = self.written.over(&ObjectKey::of(original), version).unwrap_or_else(|| status_of(original));
         let generation = original.meta().generation.unwrap_or_default();
-        status::mark_new_generation(&mut prepared, generation);
-        *object.status_mut() = Some(from_value(prepared)?);
+        object.status_mut().clone_from(&before);
+        status::mark_new_generation(object.status_mut(), generation);
         self.reconciler.prepare(&mut object);
 
         let result = self.reconciler.reconcile(&mut object).await;
 
-        let mut after = status_of(&object)?;
-        if let Value::Object(fields) = &mut after {
-            fields.insert("observedGeneration".to_owned(), json!(generation));
-        }
+        let mut after = std::mem::take(object.status_mut());
+        after.set_observed_generation(generation);
         status::groom(&before, &mut after, Timestamp::now());
-        if !status::equal(&before, &after)
+        if !status::same(&before, &after)
             && let Err(error) = self.write_status(original, after).await
         {
             let message = format!("Failed to update status for {:?}: {error}", original.name_any());
@@ -223,18 +217,21 @@ impl<R: Reconcile> Shell<R> {
     }
 
     /// PUT of the whole status, as upstream: on a conflict the newest object is read and only its status replaced.
-    async fn write_status(&self, original: &R::Kind, status: Value) -> Result<(), kube::Error> {
+    async fn write_status(
+        &self,
+        original: &R::Kind,
+        status: <R::Kind as Conditioned>::Status,
+    ) -> Result<(), kube::Error> {
         let api = self.api(original);
         let name = original.name_any();
         let mut target = original.clone();
+        self.reconciler.writes(&ObjectKey::of(original), &status);
         for attempt in 1.. {
-            let written = Deserialize::deserialize(&status).map_err(kube::Error::SerdeError)?;
-            self.reconciler.writes(&ObjectKey::of(original), &written);
-            *target.status_mut() = Some(written);
+            target.status_mut().clone_from(&status);
             match self.put_status(&name, &target).await {
                 Err(error) if error::is_conflict(&error) && attempt < STATUS_ATTEMPTS => {
                     target = api.get(&name).await?;
-                    if status_of(&target).is_ok_and(|current| status::equal(&current, &status)) {
+                    if status::same(&status_of(&target), &status) {
                         return Ok(());
                     }
                 }
@@ -304,13 +301,6 @@ impl<R: Reconcile> Shell<R> {
     }
 }
 
-fn status_of<K: Object>(object: &K) -> Result<Value, Error> {
-    match object.status() {
-        None => Ok(json!({})),
-        Some(status) => serde_json::to_value(status).map_err(|e| Error::Permanent(format!("status: {e}"))),
-    }
-}
-
-fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
-    serde_json::from_value(value).map_err(|e| Error::Permanent(format!("status: {e}")))
+fn status_of<K: Object>(object: &K) -> K::Status {
+    object.status().cloned().unwrap_or_default()
 }

@@ -4,27 +4,31 @@
 use std::collections::VecDeque;
 
 use parking_lot::Mutex;
-use serde_json::Value;
 
 use crate::ObjectKey;
 
 /// The newest status written for some keys. It forgets: then a write is a conflict, and the API is asked.
-#[derive(Default)]
-pub(super) struct Written(Mutex<VecDeque<Note>>);
+pub(super) struct Written<S>(Mutex<VecDeque<Note<S>>>);
 
-struct Note {
+struct Note<S> {
     key: ObjectKey,
     /// The version that it was written over.
     over: String,
-    status: Value,
+    status: S,
 }
 
 const LIMIT: usize = 64;
 
 // === impl Written ===
 
-impl Written {
-    pub(super) fn note(&self, key: ObjectKey, over: Option<String>, status: Value) {
+impl<S> Default for Written<S> {
+    fn default() -> Self {
+        Written(Mutex::default())
+    }
+}
+
+impl<S: Clone> Written<S> {
+    pub(super) fn note(&self, key: ObjectKey, over: Option<String>, status: S) {
         let Some(over) = over else { return };
         let mut notes = self.0.lock();
         notes.retain(|note| note.key != key);
@@ -35,7 +39,7 @@ impl Written {
     }
 
     /// What was written over this version of an object.
-    pub(super) fn over(&self, key: &ObjectKey, version: Option<&str>) -> Option<Value> {
+    pub(super) fn over(&self, key: &ObjectKey, version: Option<&str>) -> Option<S> {
         let notes = self.0.lock();
         let note = notes.iter().find(|note| note.key == *key && Some(&*note.over) == version)?;
         Some(note.status.clone())
@@ -44,23 +48,21 @@ impl Written {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn the_newest_status_over_a_version_is_known_until_the_version_changes() {
         let written = Written::default();
         let key = |n: usize| ObjectKey::new("default", n.to_string());
-        written.note(key(1), Some("7".to_owned()), json!({"a": 1}));
-        written.note(key(1), Some("7".to_owned()), json!({"a": 2}));
-        assert_eq!(written.over(&key(1), Some("7")), Some(json!({"a": 2})));
+        written.note(key(1), Some("7".to_owned()), 1);
+        written.note(key(1), Some("7".to_owned()), 2);
+        assert_eq!(written.over(&key(1), Some("7")), Some(2));
         assert_eq!(written.over(&key(1), Some("8")), None);
         assert_eq!(written.over(&key(2), Some("7")), None);
-        written.note(key(1), Some("8".to_owned()), json!({}));
+        written.note(key(1), Some("8".to_owned()), 0);
         assert_eq!(written.over(&key(1), Some("7")), None);
         for n in 2..LIMIT + 2 {
-            written.note(key(n), Some("1".to_owned()), json!({}));
+            written.note(key(n), Some("1".to_owned()), 0);
         }
         assert_eq!(written.0.lock().len(), LIMIT);
         assert_eq!(written.over(&key(1), Some("8")), None);
