@@ -15,8 +15,8 @@ pub(super) struct Objects<K> {
     by_key: BTreeMap<ObjectKey, Entry<K>>,
     indexes: HashMap<&'static str, BTreeMap<String, Keys>>,
     packing: Option<Packing<K>>,
-    /// What changed last, not packed: whoever hears of a change looks at the object next.
-    recent: VecDeque<(ObjectKey, Arc<K>)>,
+    /// What changed last is packed later: whoever hears of a change looks at the object next, and most often changes it.
+    recent: VecDeque<ObjectKey>,
 }
 
 struct Entry<K> {
@@ -127,9 +127,7 @@ impl<K: Resource<DynamicType = ()>> Objects<K> {
     }
 
     pub(super) fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
-        let entry = self.by_key.get(key)?;
-        let recent = self.recent.iter().find(|(recent, _)| recent == key);
-        Some(recent.map_or_else(|| self.load(&entry.stored), |(_, object)| object.clone()))
+        self.by_key.get(key).map(|entry| self.load(&entry.stored))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Arc<K>> {
@@ -161,7 +159,7 @@ impl<K: Resource<DynamicType = ()>> Objects<K> {
         let places: Vec<(&'static str, BTreeSet<String>)> =
             indexers.iter().map(|(name, values)| (*name, values(new).into_iter().collect())).collect();
         let indexed = places.iter().map(|(_, values)| values.len()).sum();
-        let entry = Entry { stored: Packing::store(self.packing, new.clone()), indexed };
+        let entry = Entry { stored: Stored::Whole(new.clone()), indexed };
         let old = match self.by_key.get_mut(key) {
             Some(place) => Some(std::mem::replace(place, entry)),
             None => {
@@ -170,8 +168,8 @@ impl<K: Resource<DynamicType = ()>> Objects<K> {
             }
         };
         let before = old.as_ref().map_or(0, |entry| entry.indexed);
-        let recent = self.forget_recent(key);
-        let old = old.map(|entry| self.old(recent.map_or(entry.stored, Stored::Whole)));
+        self.note_recent(key);
+        let old = old.map(|entry| self.old(entry.stored));
         if before != indexed || !self.is_indexed(&places, key) {
             if let Some(old) = old.as_ref().filter(|_| before > 0) {
                 self.unindex(indexers, key, old);
@@ -186,25 +184,30 @@ impl<K: Resource<DynamicType = ()>> Objects<K> {
                 }
             }
         }
-        if self.packing.is_some() {
-            if self.recent.len() == RECENT {
-                self.recent.pop_front();
-            }
-            self.recent.push_back((key.clone(), new.clone()));
-        }
         old
     }
 
     pub(super) fn remove(&mut self, indexers: &[(&'static str, IndexFn<K>)], key: &ObjectKey) -> Option<Arc<K>> {
         let entry = self.by_key.remove(key)?;
-        let old = self.forget_recent(key).unwrap_or_else(|| self.load(&entry.stored));
+        self.recent.retain(|recent| recent != key);
+        let old = self.load(&entry.stored);
         self.unindex(indexers, key, &old);
         Some(old)
     }
 
-    fn forget_recent(&mut self, key: &ObjectKey) -> Option<Arc<K>> {
-        let at = self.recent.iter().position(|(recent, _)| recent == key)?;
-        self.recent.remove(at).map(|(_, object)| object)
+    /// The object is whole; the one that changed longest ago need not be any more.
+    fn note_recent(&mut self, key: &ObjectKey) {
+        if self.packing.is_none() {
+            return;
+        }
+        let known = self.recent.iter().position(|recent| recent == key).and_then(|at| self.recent.remove(at));
+        self.recent.push_back(known.unwrap_or_else(|| key.clone()));
+        if self.recent.len() > RECENT
+            && let Some(entry) = self.recent.pop_front().and_then(|oldest| self.by_key.get_mut(&oldest))
+            && let Stored::Whole(object) = &entry.stored
+        {
+            entry.stored = Packing::store(self.packing, object.clone());
+        }
     }
 
     fn old(&self, stored: Stored<K>) -> Old<K> {
