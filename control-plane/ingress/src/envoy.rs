@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use envoy_types::pb::{
     envoy::config::core::v3::{
-        Address, AggregatedConfigSource, ApiVersion, ConfigSource, HeaderValue, HeaderValueOption, SocketAddress,
-        address, config_source::ConfigSourceSpecifier, header_value_option::HeaderAppendAction,
-        socket_address::PortSpecifier,
+        Address, AggregatedConfigSource, ApiVersion, ConfigSource, SocketAddress, address,
+        config_source::ConfigSourceSpecifier, socket_address::PortSpecifier,
     },
     google::protobuf,
 };
@@ -25,7 +24,6 @@ pub use self::{
     route::{host_domains, host_routes, scope, scoped_routes, table},
     tls::{AUTHORIZER_TRUST, TRUST, certificate, trust},
 };
-use crate::model::Headers;
 
 fn duration(duration: Duration) -> Option<protobuf::Duration> {
     let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
@@ -53,17 +51,4 @@ fn socket(address: &str, port: u16, ipv4_compat: bool) -> Address {
         ..Default::default()
     };
     Address { address: Some(address::Address::SocketAddress(socket)) }
-}
-
-/// Set semantics: what the client sent under the name is replaced. A value is text: what Envoy would read as a command
-/// in it is escaped.
-fn set_headers(headers: &Headers) -> Vec<HeaderValueOption> {
-    headers
-        .iter()
-        .map(|(key, value)| HeaderValueOption {
-            header: Some(HeaderValue { key: key.clone(), value: value.replace('%', "%%"), ..Default::default() }),
-            append_action: HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
-            ..Default::default()
-        })
-        .collect()
 }

@@ -144,15 +144,19 @@ impl fmt::Display for Version {
 
 impl Resource {
     pub fn new(kind: Kind, name: impl Into<Name>, version: Version, message: &impl prost::Message) -> Self {
+        Resource::encoded(kind, name, version, message.encode_to_vec())
+    }
+
+    pub fn encoded(kind: Kind, name: impl Into<Name>, version: Version, message: Vec<u8>) -> Self {
         let body = match kind {
-            Kind::VirtualHost => wire::host(message, &[]).into(),
-            _ => message.encode_to_vec().into(),
+            Kind::VirtualHost => wire::host(&message, &[]).into(),
+            _ => message.into(),
         };
         Resource { kind, name: name.into(), version, body, requires: Requires::default(), scoped: None }
     }
 
-    /// A virtual host in two parts: what is its own, and what it shares with others, encoded as a message of its own.
-    pub fn host(name: impl Into<Name>, version: Version, own: &impl prost::Message, shared: &Arc<[u8]>) -> Self {
+    /// A virtual host in two parts: what is its own, and what it shares with others, each encoded as a message.
+    pub fn host(name: impl Into<Name>, version: Version, own: &[u8], shared: &Arc<[u8]>) -> Self {
         let body = [wire::host(own, shared).into(), shared.clone()].into_iter().collect();
         let (kind, requires) = (Kind::VirtualHost, Requires::default());
         Resource { kind, name: name.into(), version, body, requires, scoped: None }

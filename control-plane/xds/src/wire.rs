@@ -12,11 +12,11 @@ const ROUTE_VIRTUAL_HOSTS: u32 = 2;
 
 /// The beginning of a virtual host as a field of its table, up to where `shared` follows. (Fields may come in any order,
 /// and a message is the concatenation of its fields.)
-pub(crate) fn host(own: &impl prost::Message, shared: &[u8]) -> Vec<u8> {
-    let len = own.encoded_len() + shared.len();
+pub(crate) fn host(own: &[u8], shared: &[u8]) -> Vec<u8> {
+    let len = own.len() + shared.len();
     let mut field = Vec::with_capacity(field_len(ROUTE_VIRTUAL_HOSTS, len) - shared.len());
     put_header(&mut field, ROUTE_VIRTUAL_HOSTS, len);
-    own.encode(&mut field).expect("a vector grows");
+    field.extend_from_slice(own);
     field
 }
 
@@ -135,7 +135,7 @@ mod tests {
         let base = RouteConfiguration { name: "t".into(), ..Default::default() };
         let whole = VirtualHost { name: "h".into(), domains: vec!["d".into()], ..Default::default() };
         let whole = Resource::new(Kind::VirtualHost, "t/h", Version::of(&1), &whole).requires(Kind::Cluster, "c");
-        let own = VirtualHost { name: "i".into(), ..Default::default() };
+        let own = VirtualHost { name: "i".into(), ..Default::default() }.encode_to_vec();
         let shared = VirtualHost { domains: vec!["e".into(); 50], ..Default::default() }.encode_to_vec().into();
         let parts = Resource::host("t/i", Version::of(&1), &own, &shared).requires(Kind::Cluster, "c");
         let table = Resource::new(Kind::Route, "t", Version::of(&1), &base).with_hosts([&whole, &parts].into_iter());

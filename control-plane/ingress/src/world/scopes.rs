@@ -105,5 +105,5 @@ fn resource(name: &Name, key: &str, routes: &Name) -> Resource {
 
 /// Routes without hosts.
 fn base(name: &Name, version: Version) -> Resource {
-    Resource::new(Kind::ScopedRoute, name.clone(), version, &envoy::scoped_routes(name))
+    Resource::encoded(Kind::ScopedRoute, name.clone(), version, envoy::scoped_routes(name))
 }
