@@ -1,6 +1,11 @@
 //! The Ingress hash that the status probe compares: SHA-256 over the JSON that Go would write for the defaulted spec,
 //! followed by namespace and name. Bit-exact, because Go processes compute it too.
 
+use std::{
+    collections::BTreeMap,
+    fmt::{Display, Write},
+};
+
 use api::networking::v1alpha1::{HttpIngressPath, IngressBackendSplit, IngressRule, IngressSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
@@ -17,137 +22,149 @@ pub fn ingress_hash(spec: &IngressSpec, namespace: &str, name: &str) -> String {
 }
 
 fn go_json(spec: &IngressSpec) -> String {
-    let mut out = Object::new();
-    out.list(
-        "tls",
-        spec.tls.iter().map(|tls| {
-            let mut out = Object::new();
-            out.list("hosts", tls.hosts.iter().map(|host| quote(host)));
-            out.text("secretName", &tls.secret_name);
-            out.text("secretNamespace", &tls.secret_namespace);
-            out.close()
-        }),
-    );
-    out.list("rules", spec.rules.iter().map(rule));
+    let mut json = String::with_capacity(2048);
+    let mut out = Object::new(&mut json);
+    out.list("tls", &spec.tls, |json, tls| {
+        let mut out = Object::new(json);
+        out.list("hosts", &tls.hosts, |json, host| quote(json, host));
+        out.text("secretName", &tls.secret_name);
+        out.text("secretNamespace", &tls.secret_namespace);
+        out.close();
+    });
+    out.list("rules", &spec.rules, rule);
     out.text("httpOption", &spec.http_option);
-    out.close()
+    out.close();
+    json
 }
 
-fn rule(rule: &IngressRule) -> String {
-    let mut out = Object::new();
-    out.list("hosts", rule.hosts.iter().map(|host| quote(host)));
+fn rule(json: &mut String, rule: &IngressRule) {
+    let mut out = Object::new(json);
+    out.list("hosts", &rule.hosts, |json, host| quote(json, host));
     out.text("visibility", &rule.visibility);
     if let Some(http) = &rule.http {
-        let paths = match http.paths.is_empty() {
-            true => "null".to_owned(),
-            false => array(http.paths.iter().map(path)),
-        };
-        out.raw("http", format!("{{\"paths\":{paths}}}"));
+        let mut out = Object::new(out.value("http"));
+        list_or_null(out.value("paths"), &http.paths, path);
+        out.close();
     }
-    out.close()
+    out.close();
 }
 
-fn path(path: &HttpIngressPath) -> String {
-    let mut out = Object::new();
+fn path(json: &mut String, path: &HttpIngressPath) {
+    let mut out = Object::new(json);
     out.text("path", &path.path);
     out.text("rewriteHost", &path.rewrite_host);
     if !path.headers.is_empty() {
-        let mut headers = Object::new();
+        let mut headers = Object::new(out.value("headers"));
         for (name, value) in &path.headers {
-            headers.raw(name, format!("{{\"exact\":{}}}", quote(&value.exact)));
+            let mut header = Object::new(headers.value(name));
+            quote(header.value("exact"), &value.exact);
+            header.close();
         }
-        out.raw("headers", headers.close());
+        headers.close();
     }
-    let splits = match path.splits.is_empty() {
-        true => "null".to_owned(),
-        false => array(path.splits.iter().map(split)),
-    };
-    out.raw("splits", splits);
+    list_or_null(out.value("splits"), &path.splits, split);
     out.map("appendHeaders", &path.append_headers);
-    out.close()
+    out.close();
 }
 
-fn split(split: &IngressBackendSplit) -> String {
-    let mut out = Object::new();
-    out.raw("serviceNamespace", quote(&split.service_namespace));
-    out.raw("serviceName", quote(&split.service_name));
-    out.raw(
-        "servicePort",
-        match &split.service_port {
-            IntOrString::Int(port) => port.to_string(),
-            IntOrString::String(port) => quote(port),
-        },
-    );
+fn split(json: &mut String, split: &IngressBackendSplit) {
+    let mut out = Object::new(json);
+    quote(out.value("serviceNamespace"), &split.service_namespace);
+    quote(out.value("serviceName"), &split.service_name);
+    let port = out.value("servicePort");
+    match &split.service_port {
+        IntOrString::Int(number) => number_into(port, *number),
+        IntOrString::String(name) => quote(port, name),
+    }
     if split.percent != 0 {
-        out.raw("percent", split.percent.to_string());
+        number_into(out.value("percent"), split.percent);
     }
     out.map("appendHeaders", &split.append_headers);
-    out.close()
+    out.close();
 }
 
 /// A JSON object under construction; empty values are left out, as `omitempty` does.
-struct Object(String);
+struct Object<'a> {
+    json: &'a mut String,
+    empty: bool,
+}
 
-impl Object {
-    fn new() -> Self {
-        Object("{".to_owned())
+impl<'a> Object<'a> {
+    fn new(json: &'a mut String) -> Self {
+        json.push('{');
+        Object { json, empty: true }
     }
 
-    fn raw(&mut self, name: &str, value: String) {
-        if self.0.len() > 1 {
-            self.0.push(',');
+    /// Where the value of this name is to be written.
+    fn value(&mut self, name: &str) -> &mut String {
+        if !std::mem::take(&mut self.empty) {
+            self.json.push(',');
         }
-        self.0.push_str(&quote(name));
-        self.0.push(':');
-        self.0.push_str(&value);
+        quote(self.json, name);
+        self.json.push(':');
+        self.json
     }
 
     fn text(&mut self, name: &str, value: &str) {
         if !value.is_empty() {
-            self.raw(name, quote(value));
+            quote(self.value(name), value);
         }
     }
 
-    fn list(&mut self, name: &str, items: impl ExactSizeIterator<Item = String>) {
-        if items.len() > 0 {
-            self.raw(name, array(items));
+    fn list<T>(&mut self, name: &str, items: &[T], write: impl Fn(&mut String, &T)) {
+        if !items.is_empty() {
+            list_or_null(self.value(name), items, write);
         }
     }
 
-    fn map(&mut self, name: &str, map: &std::collections::BTreeMap<String, String>) {
+    fn map(&mut self, name: &str, map: &BTreeMap<String, String>) {
         if !map.is_empty() {
-            let mut object = Object::new();
+            let mut object = Object::new(self.value(name));
             for (key, value) in map {
-                object.raw(key, quote(value));
+                quote(object.value(key), value);
             }
-            self.raw(name, object.close());
+            object.close();
         }
     }
 
-    fn close(mut self) -> String {
-        self.0.push('}');
-        self.0
+    fn close(self) {
+        self.json.push('}');
     }
 }
 
-fn array(items: impl Iterator<Item = String>) -> String {
-    format!("[{}]", items.collect::<Vec<_>>().join(","))
+/// Go writes a list that was never made as null.
+fn list_or_null<T>(json: &mut String, items: &[T], write: impl Fn(&mut String, &T)) {
+    if items.is_empty() {
+        return json.push_str("null");
+    }
+    for (at, item) in items.iter().enumerate() {
+        json.push(if at == 0 { '[' } else { ',' });
+        write(json, item);
+    }
+    json.push(']');
+}
+
+fn number_into(json: &mut String, number: impl Display) {
+    write!(json, "{number}").expect("a string grows");
 }
 
 /// Go's encoder also escapes what HTML and JavaScript trip over.
-fn quote(text: &str) -> String {
+fn quote(json: &mut String, text: &str) {
     // U+2028 and U+2029 begin with 0xe2.
     let as_it_is = |byte: u8| byte >= b' ' && !matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&' | 0xe2);
     if text.bytes().all(as_it_is) {
-        return ["\"", text, "\""].concat();
+        json.push('"');
+        json.push_str(text);
+        return json.push('"');
     }
     let plain = Value::from(text).to_string();
-    plain
+    let escaped = plain
         .replace('<', "\\u003c")
         .replace('>', "\\u003e")
         .replace('&', "\\u0026")
         .replace('\u{2028}', "\\u2028")
-        .replace('\u{2029}', "\\u2029")
+        .replace('\u{2029}', "\\u2029");
+    json.push_str(&escaped);
 }
 
 #[cfg(test)]
@@ -181,9 +198,36 @@ mod tests {
     }
 
     #[test]
+    fn every_field_is_written_as_go_does() {
+        let split = json!({"serviceNamespace": "a", "serviceName": "b", "servicePort": "http", "percent": 50});
+        let path = json!({"path": "/p", "rewriteHost": "r", "headers": {"H": {"exact": "1"}, "I": {"exact": ""}},
+            "splits": [split, split], "appendHeaders": {"A": "1", "B": "2"}});
+        let tls = json!({"hosts": ["h", "i"], "secretName": "s", "secretNamespace": "n"});
+        let all = spec(json!({"tls": [tls, {"secretName": "t"}], "rules": [
+            {"hosts": ["h"], "visibility": "ClusterLocal", "http": {"paths": [path, {"splits": []}]}},
+            {"http": {"paths": []}}, {"hosts": ["i"]}]}));
+        let split = r#"{"serviceNamespace":"a","serviceName":"b","servicePort":"http","percent":50}"#;
+        let tls = r#"[{"hosts":["h","i"],"secretName":"s","secretNamespace":"n"},{"secretName":"t"}]"#;
+        let headers = r#"{"H":{"exact":"1"},"I":{"exact":""}}"#;
+        let path = format!(
+            r#"{{"path":"/p","rewriteHost":"r","headers":{headers},"splits":[{split},{split}],"appendHeaders":{{"A":"1","B":"2"}}}}"#
+        );
+        let rule =
+            format!(r#"{{"hosts":["h"],"visibility":"ClusterLocal","http":{{"paths":[{path},{{"splits":null}}]}}}}"#);
+        let expected = format!(r#"{{"tls":{tls},"rules":[{rule},{{"http":{{"paths":null}}}},{{"hosts":["i"]}}]}}"#);
+        assert_eq!(go_json(&all), expected);
+        assert_eq!(go_json(&IngressSpec::default()), "{}");
+    }
+
+    #[test]
     fn html_is_escaped_as_go_does() {
-        assert_eq!(quote("a<b>&\u{2028}\"\n"), r#""a\u003cb\u003e\u0026\u2028\"\n""#);
-        assert_eq!(quote("a/b ü€\u{2029}\u{7f}\\"), "\"a/b ü€\\u2029\u{7f}\\\\\"");
-        assert_eq!(quote("ü\u{7f}"), "\"ü\u{7f}\"");
+        let quoted = |text: &str| {
+            let mut json = String::new();
+            quote(&mut json, text);
+            json
+        };
+        assert_eq!(quoted("a<b>&\u{2028}\"\n"), r#""a\u003cb\u003e\u0026\u2028\"\n""#);
+        assert_eq!(quoted("a/b ü€\u{2029}\u{7f}\\"), "\"a/b ü€\\u2029\u{7f}\\\\\"");
+        assert_eq!(quoted("ü\u{7f}"), "\"ü\u{7f}\"");
     }
 }
