@@ -14,6 +14,7 @@ mod refusals;
 mod replicas;
 mod role;
 mod settings;
+mod statuses;
 mod support;
 
 use std::collections::BTreeMap;
