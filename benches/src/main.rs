@@ -57,7 +57,12 @@ enum Scenario {
 fn main() -> Result<()> {
     let args = Args::parse();
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(args.scenario, Scenario::IngressRole(_)) && std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        // As `control-plane --roles ingress`.
+        runtime.worker_threads(1);
+    }
+    let runtime = runtime.enable_all().build()?;
     runtime.block_on(async {
         match args.scenario {
             Scenario::Activator(options) => activator::run(options).await,

@@ -9,8 +9,8 @@ use control_plane::{Options, Role};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A change is one thread's work: more threads are more memory on a large node, and no faster.
-const INGRESS_WORKERS: usize = 2;
+/// A change is one thread's work: others would be woken at every step of it, and are more memory.
+const INGRESS_WORKERS: usize = 1;
 
 fn main() -> ExitCode {
     let options = Options::parse_from(control_plane::arguments(std::env::args_os()));
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     }
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if options.roles == [Role::Ingress] && std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
-        runtime.worker_threads(std::thread::available_parallelism().map_or(1, usize::from).min(INGRESS_WORKERS));
+        runtime.worker_threads(INGRESS_WORKERS);
     }
     let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
