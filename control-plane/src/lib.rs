@@ -175,17 +175,20 @@ pub async fn run(options: Options, level: LogLevel) -> Result<()> {
 
 /// Starts the roles; returns when a signal says that the process has to end.
 async fn run_roles(roles: BTreeSet<Role>, ctx: &Context, options: &Options, registry: &Registry) -> Result<()> {
+    // One for all of it: a signal that comes between two of them would be lost.
+    let mut signal = std::pin::pin!(wait_for_signal());
     for role in roles {
-        // A signal ends a start that waits for something as well.
+        // A signal ends a start that waits for something as well. It is looked at first, so that it is known of from now on.
         tokio::select! {
+            biased;
+            signal = &mut signal => return signal,
             started = start(role, ctx, options, registry) => {
                 started.with_context(|| format!("role {role:?} cannot start"))?;
             }
-            signal = wait_for_signal() => return signal,
         }
         tracing::info!(?role, "started");
     }
-    wait_for_signal().await
+    signal.await
 }
 
 async fn start(role: Role, ctx: &Context, options: &Options, registry: &Registry) -> Result<()> {
