@@ -510,7 +510,8 @@ async fn the_controller_and_the_autoscaler_start_as_ordinary_pods() {
     let otlp =
         json!({"metrics-protocol": "http/protobuf", "metrics-endpoint": format!("http://{collector}/v1/metrics")});
     cluster.config_map("config-observability", otlp);
-    let times = json!({"lease-duration": "3s", "renew-deadline": "2s", "retry-period": "1s"});
+    // Leases that are given back, not ones that end: a slow machine is no reason for the other replica.
+    let times = json!({"lease-duration": "50s", "renew-deadline": "40s", "retry-period": "1s"});
     cluster.config_map("config-leader-election", times);
     let server = format!("https://{}", cluster.address);
     let kubeconfig = cluster.kubeconfig().display().to_string();
