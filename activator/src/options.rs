@@ -54,6 +54,8 @@ pub struct Options {
     pub metrics_tls: Option<MetricsTls>,
     /// Answer with a `Server-Timing` header: how long a request waited, and how long its pod took.
     pub server_timing: bool,
+    /// Whether pods are learned from EndpointSlices, where these may be listed.
+    pub endpoint_slices: bool,
     /// Where reports go: `ws://host:port`.
     pub autoscaler_url: String,
     /// What metrics and spans call this process (`OTEL_SERVICE_NAME`).
@@ -127,6 +129,7 @@ impl Default for Options {
             metrics_tls: None,
             registry: Registry::default(),
             server_timing: false,
+            endpoint_slices: true,
             autoscaler_url: "ws://autoscaler.knative-serving.svc.cluster.local:8080".to_owned(),
             service_name: "activator".to_owned(),
             pod_name: "activator".to_owned(),
@@ -142,7 +145,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The environment of upstream's Deployment, and `LOAD_BALANCING` and `SERVER_TIMING`, which are ours.
+    /// The environment of upstream's Deployment, and `LOAD_BALANCING`, `SERVER_TIMING` and `ENDPOINT_SLICES`, which are ours.
     ///
     /// # Errors
     /// The first variable that is missing or makes no sense.
@@ -156,6 +159,8 @@ impl Options {
             metrics_tls: metrics_tls(env)?,
             profiling: Some(([0, 0, 0, 0], port(env, "PROFILING_PORT")?.unwrap_or(8008)).into()),
             server_timing: env.get("SERVER_TIMING").is_some_and(|text| text == "true"),
+            // Whoever lists pods by hand writes what upstream reads, and mirrors it in no slice.
+            endpoint_slices: env.get("ENDPOINT_SLICES").is_some_and(|text| text == "true"),
             autoscaler_url: format!("ws://autoscaler.{system_namespace}.svc.{cluster_domain}:8080"),
             service_name: env.get("OTEL_SERVICE_NAME").map_or("activator", String::as_str).to_owned(),
             pod_name: required("POD_NAME")?,
@@ -296,6 +301,12 @@ mod tests {
             Options::from_env(&env, "cluster.local").expect("complete").metrics_tls.expect("asked for");
         assert_eq!((files.key, auth.map(|auth| auth.required)), (PathBuf::from("/tls.key"), Some(true)));
         env.insert("LOAD_BALANCING".into(), "upstream".into());
+        assert!(
+            !Options::from_env(&env, "cluster.local").expect("complete").endpoint_slices,
+            "what upstream reads, unless it is asked for"
+        );
+        env.insert("ENDPOINT_SLICES".into(), "true".into());
+        assert!(Options::from_env(&env, "cluster.local").expect("complete").endpoint_slices);
         let options = Options::from_env(&env, "cluster.local").expect("complete");
         assert_eq!(options.load_balancing, LoadBalancing::AsUpstream);
         env.remove("POD_NAME");

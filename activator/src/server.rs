@@ -105,7 +105,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         idle: IdleLimits::new(options.max_idle.each, options.max_idle.total, IDLE, workers.count()),
     };
     let revisions = Revisions::new(limit, Arc::new(prober), manner);
-    let watches = revisions.watch(&ctx).await;
+    let watches = revisions.watch(&ctx, options.endpoint_slices).await;
     let (sink, connection) = sink::new(&options.autoscaler_url);
     let reporter = Reporter::new(options.pod_name.clone(), sink.clone());
     let observability = options.observability.load();

@@ -338,6 +338,7 @@ async fn start(path: &Path, cluster: &Cluster, is_own: bool) -> Result<Running> 
     let mut command = Command::new(path);
     command.args(["--server", &cluster.url]).env_clear().envs([
         ("POD_NAME", "activator-bench"),
+        ("ENDPOINT_SLICES", "true"),
         ("POD_IP", "127.0.0.1"),
         ("SYSTEM_NAMESPACE", "knative-serving"),
         ("CLUSTER_DOMAIN", "cluster.local"),

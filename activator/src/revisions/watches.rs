@@ -118,12 +118,13 @@ async fn may_list_slices(ctx: &Context) -> bool {
 // === impl Revisions ===
 
 impl Revisions {
-    /// Starts to watch. Completes when it is known what may be watched.
-    pub(crate) async fn watch(self: &Arc<Self>, ctx: &Context) -> Watches {
-        let slices = tokio::select! {
-            slices = may_list_slices(ctx) => slices,
-            () = ctx.tasks.token().cancelled() => false,
-        };
+    /// Starts to watch: `slices`, if these are wanted and may be listed. Completes when that is known.
+    pub(crate) async fn watch(self: &Arc<Self>, ctx: &Context, slices: bool) -> Watches {
+        let slices = slices
+            && tokio::select! {
+                slices = may_list_slices(ctx) => slices,
+                () = ctx.tasks.token().cancelled() => false,
+            };
         let private = Private::start(ctx, slices);
         let public = services(ctx, networking::SERVICE_TYPE_PUBLIC);
         let revisions = Cache::<v1::Revision>::builder()
