@@ -1,7 +1,7 @@
 //! The watches that keep the table up to date, and which kind of object pods are learned from.
 //!
-//! EndpointSlices are used where they may be listed. Upstream's installation grants only Endpoints, which are as good
-//! but arrive whole with every change.
+//! EndpointSlices are used if they are wanted and may be listed. Upstream's activator follows Endpoints, and its
+//! installation grants only these; they are as good but arrive whole with every change.
 
 use std::{net::IpAddr, sync::Arc};
 
