@@ -75,7 +75,8 @@ pub(crate) struct Ticket {
 // === impl Handler ===
 
 impl Handler {
-    /// Answers one request. Dropped (the client is gone), it leaves the queue and cancels what it started.
+    /// Answers one request. Dropped (the client is gone), it leaves the queue, cancels what it started, and is told of
+    /// in metrics and logs as any other.
     pub(crate) async fn handle(
         self: Arc<Self>,
         mut request: Request<Incoming>,
@@ -88,6 +89,7 @@ impl Handler {
         let in_flight = self.in_flight.enter();
         let seen = self.metrics.exported().then(|| Seen::new(&request, tls));
         let described = self.observers.any().then(|| self.observers.describe(&request, peer, tls));
+        let mut told = Told::of(&self, seen, described);
         let revision = match self.lookup(&request).await {
             Ok(revision) => revision,
             Err(name) => {
@@ -95,21 +97,21 @@ impl Handler {
                     "Error getting active endpoint: revision.serving.knative.dev {} not found",
                     serde_json::Value::from(name)
                 );
-                if let Some(seen) = seen {
+                if let Some(told) = told {
                     // The text ends a line.
-                    self.metrics.served(None, &seen.outcome(StatusCode::NOT_FOUND, message.len() as u64 + 1));
-                }
-                if let Some(described) = described {
-                    self.observers.missed(&described, StatusCode::NOT_FOUND);
+                    told.end(StatusCode::NOT_FOUND, message.len() as u64 + 1);
                 }
                 return net::http_error(StatusCode::NOT_FOUND, &message);
             }
         };
+        if let Some(told) = &mut told {
+            told.revision = Some(revision.clone());
+        }
         let counted = self.reporter.enter(&revision);
         let mut timer = Timer::start(revision.limits);
         // In place: moved into the limit, it would take its room twice for as long as it waits.
         let outcome = {
-            let proxied = pin!(self.proxy(&revision, request, peer.ip(), described.as_deref()));
+            let proxied = pin!(self.proxy(&revision, request, peer.ip(), told.as_mut()));
             timer.limit(proxied).await
         };
         let mut response = match outcome {
@@ -125,16 +127,10 @@ impl Handler {
                 response
             }
         };
-        if seen.is_some() || described.is_some() {
-            let (handler, status) = (self.clone(), response.status());
+        if let Some(told) = told {
+            let status = response.status();
             response.body_mut().on_end(Box::new(move |bytes, broken| {
-                let status = if broken { StatusCode::INTERNAL_SERVER_ERROR } else { status };
-                if let Some(seen) = seen {
-                    handler.metrics.served(Some(&revision), &seen.outcome(status, bytes));
-                }
-                if let Some(described) = described {
-                    handler.observers.record(&described, &revision, status, bytes);
-                }
+                told.end(if broken { StatusCode::INTERNAL_SERVER_ERROR } else { status }, bytes);
             }));
         }
         response
@@ -213,6 +209,22 @@ impl Handler {
 
 type Sent = (Outbound, Response<PooledBody>, Lease);
 
+/// What is told of a request whose client has left: while it waited, and when a pod had it. As upstream, where the
+/// first is an error of the throttler and the second an answer that nobody began.
+pub(crate) const LEFT_WAITING: StatusCode = StatusCode::INTERNAL_SERVER_ERROR;
+pub(crate) const LEFT_SENT: StatusCode = StatusCode::OK;
+
+/// What metrics, log and trace get to know of a request, once, however it ends.
+struct Told {
+    handler: Arc<Handler>,
+    seen: Option<Seen>,
+    described: Option<Arc<Described>>,
+    /// Once it is known.
+    revision: Option<Arc<Revision>>,
+    /// Its status if the client leaves now.
+    left: StatusCode,
+}
+
 /// What metrics need of a request, while it is whole.
 pub(crate) struct Seen {
     pub(crate) method: Method,
@@ -254,6 +266,41 @@ impl Seen {
     }
 }
 
+// === impl Told ===
+
+impl Told {
+    /// None if nobody wants to know.
+    fn of(handler: &Arc<Handler>, seen: Option<Seen>, described: Option<Arc<Described>>) -> Option<Self> {
+        (seen.is_some() || described.is_some()).then(|| {
+            let handler = handler.clone();
+            Self { handler, seen, described, revision: None, left: StatusCode::NOT_FOUND }
+        })
+    }
+
+    /// The request has ended.
+    fn end(mut self, status: StatusCode, bytes: u64) {
+        self.tell(status, bytes);
+    }
+
+    fn tell(&mut self, status: StatusCode, bytes: u64) {
+        if let Some(seen) = self.seen.take() {
+            self.handler.metrics.served(self.revision.as_deref(), &seen.outcome(status, bytes));
+        }
+        if let Some(described) = self.described.take() {
+            match &self.revision {
+                Some(revision) => self.handler.observers.record(&described, revision, status, bytes),
+                None => self.handler.observers.missed(&described, status),
+            }
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.tell(self.left, 0);
+    }
+}
+
 impl Handler {
     /// Waits for a pod and sends the request there. A request that a pod has certainly not seen goes on waiting.
     async fn proxy(
@@ -261,7 +308,7 @@ impl Handler {
         revision: &Revision,
         request: Request<Incoming>,
         peer: IpAddr,
-        described: Option<&Described>,
+        told: Option<&mut Told>,
     ) -> Result<Sent, Box<Response<Body>>> {
         let mut outbound = Outbound::new(request, peer)?;
         let map = outbound.headers_mut();
@@ -273,7 +320,7 @@ impl Handler {
             map.insert(headers::ORIGINAL_HOST.clone(), host);
         }
         map.insert(headers::PROXY_REQUEST.clone(), HeaderValue::from_static(headers::ACTIVATOR));
-        if let Some(described) = described {
+        if let Some(described) = told.as_ref().and_then(|told| told.described.as_ref()) {
             let _ = described.waiting.set(Instant::now());
             if let Some(context) = &described.trace {
                 context.inject(outbound.headers_mut());
@@ -281,7 +328,7 @@ impl Handler {
         }
         let turn = Turn::new(weight(&outbound));
         let progress = Progress::start(revision, &self.metrics, Instant::now());
-        let mut sending = Sending { outbound, progress, described };
+        let mut sending = Sending { outbound, progress, told };
         match dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await {
             Ok((mut response, lease)) => {
                 if self.server_timing {
@@ -320,7 +367,17 @@ pub(crate) struct Progress<'a> {
 struct Sending<'a> {
     outbound: Outbound,
     progress: Progress<'a>,
-    described: Option<&'a Described>,
+    told: Option<&'a mut Told>,
+}
+
+/// A request that a pod has; told of in metrics at the end, with the status if there is one.
+struct Exchanged<'a> {
+    progress: &'a Progress<'a>,
+    pod: &'a Pod,
+    method: Method,
+    version: Version,
+    bytes: u64,
+    status: Option<StatusCode>,
 }
 
 // === impl Progress ===
@@ -366,13 +423,19 @@ impl Attempt for Sending<'_> {
     type End = SendFailure;
 
     async fn wait<F: Future + Send>(&mut self, slot: F) -> Result<F::Output, SendFailure> {
+        if let Some(told) = &mut self.told {
+            told.left = LEFT_WAITING;
+        }
         Ok(slot.await)
     }
 
     fn admitted(&mut self) {
         self.progress.admitted();
-        if let Some(described) = self.described {
-            let _ = described.sent.set(Instant::now());
+        if let Some(told) = &mut self.told {
+            told.left = LEFT_SENT;
+            if let Some(described) = &told.described {
+                let _ = described.sent.set(Instant::now());
+            }
         }
     }
 
@@ -383,18 +446,19 @@ impl Attempt for Sending<'_> {
             map.insert(header::HOST, host);
             map.insert(headers::PASSTHROUGH_LB.clone(), HeaderValue::from_static("true"));
         }
-        let seen = self.progress.metrics.exported().then(|| {
-            let request = &self.outbound.request;
-            (request.method().clone(), request.version(), request.body().size_hint().exact().unwrap_or(0))
+        let mut exchanged = self.progress.metrics.exported().then(|| {
+            let (request, progress) = (&self.outbound.request, &self.progress);
+            let (method, bytes) = (request.method().clone(), request.body().size_hint().exact().unwrap_or(0));
+            Exchanged { progress, pod: lease.pod(), method, version: request.version(), bytes, status: None }
         });
         let (mut result, spare) = match self.outbound.send_spared(lease.pod().pool()).await {
             Ok((response, spare)) => (Ok(response), spare),
             Err(failure) => (Err(failure), None),
         };
-        if let Some((method, version, bytes)) = seen {
-            let status = result.as_ref().ok().map(Response::status);
-            self.progress.sent(lease.pod(), method.as_str(), version, bytes, status);
+        if let Some(exchanged) = &mut exchanged {
+            exchanged.status = result.as_ref().ok().map(Response::status);
         }
+        drop(exchanged);
         let mut told = false;
         if let Ok(response) = &mut result
             && response.headers_mut().remove(&headers::UNSENT).is_some()
@@ -415,6 +479,14 @@ impl Attempt for Sending<'_> {
             };
             Broken { error, reached }
         })
+    }
+}
+
+// === impl Exchanged ===
+
+impl Drop for Exchanged<'_> {
+    fn drop(&mut self) {
+        self.progress.sent(self.pod, self.method.as_str(), self.version, self.bytes, self.status);
     }
 }
 

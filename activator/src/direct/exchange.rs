@@ -12,7 +12,7 @@ use wire::{Begun, Client, Cut, Plain};
 use super::{Direct, head::Asked};
 use crate::{
     dispatch::{Attempt, Broken, Failure, Reached, dispatch},
-    handler::{Progress, REQUEST},
+    handler::{LEFT_SENT, LEFT_WAITING, Progress, REQUEST},
     observed::Described,
     throttler::{Lease, Turn},
 };
@@ -29,6 +29,8 @@ struct Sending<'a> {
     /// Its method and the length of its body, if metrics want them.
     seen: Option<(Method, u64)>,
     described: Option<&'a Described>,
+    /// What is told of it if the client leaves now.
+    left: StatusCode,
 }
 
 // === impl Direct ===
@@ -51,9 +53,10 @@ impl Direct {
             let _ = described.waiting.set(now.into_std());
         }
         let described = described.as_deref();
-        let mut sending = Sending { client, plain, out, body: Vec::new(), progress, seen: watched, described };
+        let mut sending =
+            Sending { client, plain, out, body: Vec::new(), progress, seen: watched, described, left: LEFT_WAITING };
         let outcome = dispatch(&revision.throttler, &revision.backends, turn, &mut sending).await;
-        let Sending { client, plain, out, progress, .. } = sending;
+        let Sending { client, plain, out, progress, left, .. } = sending;
         let (keep, status, bytes) = match outcome {
             Ok((begun, lease)) => {
                 if handler.server_timing {
@@ -67,7 +70,7 @@ impl Direct {
             }
             Err(failure) => {
                 client.consume(plain.head + plain.body);
-                let (keep, status, bytes) = refuse(client, failure).await;
+                let (keep, status, bytes) = refuse(client, failure, left).await;
                 (keep && !plain.last, status, bytes)
             }
         };
@@ -81,8 +84,9 @@ impl Direct {
     }
 }
 
-/// Says why there is no answer. Whether the connection can carry another request, and what was answered.
-async fn refuse(client: &mut Client, failure: Failure<wire::Failure>) -> (bool, StatusCode, u64) {
+/// Says why there is no answer. Whether the connection can carry another request, and what was answered, or is told
+/// (`left`) where the client has gone.
+async fn refuse(client: &mut Client, failure: Failure<wire::Failure>, left: StatusCode) -> (bool, StatusCode, u64) {
     const PLAIN: &str = "X-Content-Type-Options: nosniff\r\n";
     let (status, fields, text) = match failure {
         Failure::Refused(refused) => match refused.retry_after() {
@@ -94,8 +98,7 @@ async fn refuse(client: &mut Client, failure: Failure<wire::Failure>) -> (bool, 
         Failure::End(wire::Failure::Cut(Cut::Time)) => {
             return (client.cut(Cut::Time).await, StatusCode::GATEWAY_TIMEOUT, 0);
         }
-        // As upstream counts a client that left.
-        Failure::End(wire::Failure::Cut(Cut::Gone) | wire::Failure::Client) => return (false, StatusCode::OK, 0),
+        Failure::End(wire::Failure::Cut(Cut::Gone) | wire::Failure::Client) => return (false, left, 0),
         Failure::End(wire::Failure::Backend { message, .. }) => {
             tracing::warn!(error = message, "error reverse proxying request");
             (StatusCode::BAD_GATEWAY, PLAIN.to_owned(), format!("{message}\n"))
@@ -116,6 +119,7 @@ impl Attempt for Sending<'_> {
         if let Poll::Ready(done) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return Ok(done);
         }
+        self.left = LEFT_WAITING;
         // It may be long, and others need the buffer.
         self.plain = self.client.release(self.plain, Some(&mut self.body));
         self.client.race(work).await.map_err(wire::Failure::Cut)
@@ -123,6 +127,7 @@ impl Attempt for Sending<'_> {
 
     fn admitted(&mut self) {
         self.progress.admitted();
+        self.left = LEFT_SENT;
         if let Some(described) = self.described {
             let _ = described.sent.set(std::time::Instant::now());
         }

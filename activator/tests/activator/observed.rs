@@ -1,6 +1,11 @@
 //! What is told about requests elsewhere: lines of the request log, spans at a collector, profiles.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use api::config::{Exporter, Observability, Tracing};
 use http::{Request, StatusCode};
@@ -128,6 +133,67 @@ async fn every_request_is_a_line_of_the_log_and_probes_are_none() {
         assert_eq!(request(line, "protocol"), "HTTP/1.1");
         assert_eq!(lines[line]["traceId"], "", "as upstream's activator");
     }
+}
+
+/// As upstream: what waited has met an error, and what a pod had was about to be answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_client_leaves_is_told_of_once() {
+    let written = Written::default();
+    let setup = Setup::with(Cluster::default(), |options| {
+        options.request_log = telemetry::Lines::to(written.clone());
+        let observability = Observability { enable_request_log: true, ..Observability::default() };
+        options.observability = controller::Config::fixed(observability);
+    })
+    .await;
+    let pod = Pod::gated();
+    setup.revision("left", 1, 300).await;
+    setup.cluster.endpoints("left", &[pod.start().await], &[]);
+    let lines = || String::from_utf8(written.0.lock().clone()).expect("text");
+    let line = |number: usize| -> serde_json::Value {
+        serde_json::from_str(lines().lines().nth(number).expect("written")).expect("JSON")
+    };
+    let open = async |way: &str, path: &str| {
+        let mut stream = TcpStream::connect(setup.address()).await.expect("listening");
+        let headers = for_revision("left");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: hello.example.com\r\n{way}{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        stream
+    };
+    for (round, way) in WAYS.into_iter().enumerate() {
+        let sent = open(way, "/sent").await;
+        crate::until("one to run", || pod.current.load(SeqCst) == 1).await;
+        let waiting = open(way, "/waiting").await;
+        setup.held(2).await;
+        for (number, client, path, status) in
+            [(2 * round, waiting, "/waiting", 500), (2 * round + 1, sent, "/sent", 200)]
+        {
+            drop(client);
+            crate::until("a line", || lines().lines().count() > number).await;
+            let request = line(number)["httpRequest"].clone();
+            assert_eq!((&request["requestUrl"], &request["status"]), (&path.into(), &status.into()), "{way}");
+            assert_eq!(request["responseSize"], "0", "{way}");
+        }
+        setup.held(0).await;
+        pod.open();
+        crate::until("the pod to be free", || pod.current.load(SeqCst) == 0).await;
+    }
+    let text = get_path(setup.activator.metrics_address().expect("asked for"), "/metrics").await;
+    let count = |name: &str, labels: &[&str]| {
+        let mut series = text.lines().filter(|line| line.starts_with(name));
+        let found =
+            series.find(|line| labels.iter().all(|label| line.contains(label))).map(|line| line.rsplit_once(' '));
+        found.flatten().map(|(_, count)| count.to_owned())
+    };
+    let served = "http_server_request_duration_seconds_count";
+    for status in ["200", "500"] {
+        let status = format!("http_response_status_code=\"{status}\"");
+        let found = count(served, &[&status, "kn_revision_name=\"left\"", "kn_service_name="]);
+        assert_eq!(found.as_deref(), Some("2"), "{status} in {text}");
+    }
+    // That no answer came is known of those that a pod had.
+    let failed = count("http_client_request_duration_seconds_count", &["error_type=", "kn_revision_name=\"left\""]);
+    assert_eq!(failed.as_deref(), Some("2"), "{text}");
+    assert_eq!(lines().lines().count(), 4, "{}", lines());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
