@@ -12,7 +12,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Asks for the API's version, as often as it takes within a minute.
 pub(crate) async fn check(client: &kube::Client, minimum: Option<&str>) -> Result<()> {
     let minimum = minimum.filter(|text| !text.is_empty()).unwrap_or(MINIMUM);
-    let wanted = parse(minimum).with_context(|| format!("KUBERNETES_MIN_VERSION {minimum} is not a version"))?;
+    let wanted = parse(minimum).with_context(|| {
+        format!("KUBERNETES_MIN_VERSION has the value {minimum:?}, which is not a version such as {MINIMUM}")
+    })?;
     let mut tries = 0;
     let version = loop {
         tries += 1;

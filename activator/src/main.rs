@@ -1,13 +1,13 @@
 //! Holds requests for revisions without ready pods, wakes them, and passes the requests on.
 
+mod flags;
 mod kubernetes;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use activator::{Options, Reach};
+use activator::{Options, Reach, Scraped};
 use anyhow::Context as _;
 use api::config::{Level, Logging, MeshCompatibility, Network, Observability, names};
-use clap::Parser;
 use controller::{Config, Context, Tasks};
 use kube::{
     client::ClientBuilder,
@@ -17,69 +17,36 @@ use observe::{ApiCalls, LogLevel, Registry};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::layer::layer_fn;
 
-/// The same flags as upstream's, where they mean something here.
-#[derive(Parser)]
-#[command(name = "activator", version, about)]
-struct Args {
-    /// Kubeconfig file; in a pod its service account is used without it.
-    #[arg(long, env = "KUBECONFIG")]
-    kubeconfig: Option<String>,
-    /// Address of the Kubernetes API, instead of the kubeconfig's, or without one.
-    #[arg(long, alias = "master")]
-    server: Option<String>,
-    /// Context of the kubeconfig to use.
-    #[arg(long)]
-    context: Option<String>,
-    /// Cluster of the kubeconfig to use, instead of its context's.
-    #[arg(long)]
-    cluster: Option<String>,
-    /// Accepted for upstream's sake: there are no requests here that would need to be slowed down.
-    #[arg(long, env = "KUBE_API_QPS")]
-    kube_api_qps: Option<f64>,
-    /// As `--kube-api-qps`.
-    #[arg(long, env = "KUBE_API_BURST")]
-    kube_api_burst: Option<i64>,
-    /// Where HTTP/1.1 comes in, instead of port 8012.
-    #[arg(long)]
-    listen_http: Option<SocketAddr>,
-    /// Where HTTP/2 comes in, instead of port 8013.
-    #[arg(long)]
-    listen_h2c: Option<SocketAddr>,
-    /// Where encrypted requests come in, instead of port 8112.
-    #[arg(long)]
-    listen_tls: Option<SocketAddr>,
-    /// Where profiles are served, instead of port 8008.
-    #[arg(long)]
-    listen_profiling: Option<SocketAddr>,
-}
+use flags::Flags;
 
 /// What is served has threads of its own.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse_from(std::env::args().map(with_two_dashes));
+    let flags = Flags::read();
     let env: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let level = observe::logging("activator", env.get("LOG_LEVEL").map_or("info", String::as_str));
+    let level = set(&env, "LOG_LEVEL").unwrap_or("info");
+    let level = observe::logging("activator", &flags.filter(level));
     net::raise_open_files();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed already"))?;
 
-    let domain = env.get("CLUSTER_DOMAIN").cloned().unwrap_or_else(cluster_domain);
+    let domain = set(&env, "CLUSTER_DOMAIN").map_or_else(cluster_domain, str::to_owned);
     let mut options = Options::from_env(&env, &domain)?;
-    options.listen_http = args.listen_http.unwrap_or(options.listen_http);
-    options.listen_h2c = args.listen_h2c.unwrap_or(options.listen_h2c);
-    options.listen_tls = args.listen_tls.unwrap_or(options.listen_tls);
-    options.profiling = args.listen_profiling.or(options.profiling);
-    let client = client(&args, &options.registry).await?;
+    options.listen_http = flags.listen_http.unwrap_or(options.listen_http);
+    options.listen_h2c = flags.listen_h2c.unwrap_or(options.listen_h2c);
+    options.listen_tls = flags.listen_tls.unwrap_or(options.listen_tls);
+    options.profiling = flags.listen_profiling.or(options.profiling);
+    let client = client(&flags, set(&env, "KUBECONFIG"), &options.registry).await?;
     kubernetes::check(&client, env.get("KUBERNETES_MIN_VERSION").map(String::as_str)).await?;
     let mut ctx = Context::new(client, Tasks::new());
     ctx.cluster_domain = domain;
     ctx.system_namespace = env.get("SYSTEM_NAMESPACE").cloned().unwrap_or(ctx.system_namespace);
-    ctx.resource_label = env.get("SYSTEM_RESOURCE_LABEL").filter(|label| !label.is_empty()).cloned();
+    ctx.resource_label = set(&env, "SYSTEM_RESOURCE_LABEL").map(str::to_owned);
 
-    follow_level(&ctx, &env, level).await;
+    follow_level(&ctx, &env, level, flags).await;
     let network = network(&ctx).await;
     options.passthrough = network.enable_mesh_pod_addressability;
     options.encrypt = network.system_internal_tls;
@@ -92,21 +59,11 @@ async fn main() -> anyhow::Result<()> {
     };
     let observability = observability(&ctx, &env).await;
     let metrics = observability.load().metrics.clone();
-    let asked = options.metrics.take();
     if metrics.protocol == "prometheus" {
-        // `:9090` is how Go says any address.
-        let (host, port) = metrics.endpoint.rsplit_once(':').unwrap_or((&metrics.endpoint, ""));
-        let host = env.get("METRICS_PROMETHEUS_HOST").map_or(host, String::as_str);
-        let port = asked.map_or_else(|| port.to_owned(), |asked| asked.port().to_string());
-        let host = match host {
-            "" => "0.0.0.0",
-            "localhost" => "127.0.0.1",
-            host => host,
-        };
-        let text = format!("{host}:{}", if port.is_empty() { "9090" } else { &port });
-        options.metrics = Some(text.parse().with_context(|| format!("metrics-endpoint {text} is not an address"))?);
+        let scraped = Scraped::from_env(&env, &metrics.endpoint)?;
+        options.metrics = Some(scraped.address().await?);
+        options.metrics_tls = scraped.tls;
     }
-
     options.observability = observability;
 
     let mut terminate = signal(SignalKind::terminate())?;
@@ -130,23 +87,28 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// Its requests are noted in `registry`.
-async fn client(args: &Args, registry: &Registry) -> anyhow::Result<kube::Client> {
+async fn client(flags: &Flags, from_env: Option<&str>, registry: &Registry) -> anyhow::Result<kube::Client> {
     let options = KubeConfigOptions {
-        context: args.context.clone(),
-        cluster: args.cluster.clone(),
+        context: flags.context().map(str::to_owned),
+        cluster: flags.cluster().map(str::to_owned),
         ..KubeConfigOptions::default()
     };
-    let server = match &args.server {
+    let server = match flags.server() {
         Some(server) => Some(server.parse::<http::Uri>().with_context(|| format!("--server {server} is not a URL"))?),
         None => None,
     };
-    let mut config = match (&args.kubeconfig, &server) {
+    let mut config = match (flags.kubeconfig().or(from_env), &server) {
         (Some(path), _) => {
             let file = Kubeconfig::read_from(path).with_context(|| format!("cannot read kubeconfig {path}"))?;
             kube::Config::from_custom_kubeconfig(file, &options).await?
         }
         // As it is, without credentials: a proxy of kubectl, or an API that asks for none.
         (None, Some(server)) => kube::Config::new(server.clone()),
+        (None, None) if options.context.is_some() || options.cluster.is_some() => {
+            kube::Config::from_kubeconfig(&options)
+                .await
+                .context("found no kubeconfig with this context and cluster")?
+        }
         (None, None) => {
             kube::Config::infer().await.context("found neither a kubeconfig nor a pod's service account")?
         }
@@ -170,25 +132,19 @@ async fn network(ctx: &Context) -> Arc<Network> {
     )
 }
 
-/// Go's programs take `-kubeconfig` for `--kubeconfig`.
-fn with_two_dashes(argument: String) -> String {
-    let is_long = argument.len() > 2 && argument.starts_with('-') && !argument.starts_with("--");
-    if is_long { format!("-{argument}") } else { argument }
-}
-
 /// Logs as much as `config-logging` says, from now on. Without it, what the environment says holds.
-async fn follow_level(ctx: &Context, env: &BTreeMap<String, String>, level: LogLevel) {
+async fn follow_level(ctx: &Context, env: &BTreeMap<String, String>, level: LogLevel, flags: Flags) {
     let name = map_name(env, "CONFIG_LOGGING_NAME", names::LOGGING);
     let Ok(config) = Config::watch(ctx, name, Logging::parse).await else { return };
     let followed = config.clone();
     let apply = move || {
         if let Some(wanted) = followed.load().level("activator") {
-            level.set(match wanted {
+            level.set(&flags.filter(match wanted {
                 Level::Debug => "debug,hyper=info,h2=info,tower=info,rustls=info,kube=info",
                 Level::Info => "info",
                 Level::Warn => "warn",
                 Level::Error | Level::DPanic | Level::Panic | Level::Fatal => "error",
-            });
+            }));
         }
     };
     apply();
@@ -198,7 +154,12 @@ async fn follow_level(ctx: &Context, env: &BTreeMap<String, String>, level: LogL
 /// The name of a ConfigMap, which the environment may give.
 fn map_name(env: &BTreeMap<String, String>, variable: &str, usual: &'static str) -> &'static str {
     // Once per process.
-    env.get(variable).filter(|name| !name.is_empty()).map_or(usual, |name| Box::leak(name.clone().into_boxed_str()))
+    set(env, variable).map_or(usual, |name| Box::leak(name.into()))
+}
+
+/// What a variable says, if it says anything.
+fn set<'a>(env: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
+    env.get(name).map(String::as_str).filter(|text| !text.is_empty())
 }
 
 /// `config-observability`, under the name that the environment gives it.
