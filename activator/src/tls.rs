@@ -6,6 +6,7 @@
 //! connection. A pod's certificate has to be valid for the data plane's name *and* for its namespace's, so that no
 //! tenant's pod passes for another's.
 
+mod encrypted;
 mod verifier;
 
 use std::{collections::HashMap, fmt, io, sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use telemetry::tls::TlsSettings;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use self::encrypted::Encrypted;
 use crate::handler::Handler;
 
 const SECRET: &str = "routing-serving-certs";
@@ -216,13 +218,13 @@ fn provider() -> Arc<CryptoProvider> {
 // === impl Connector ===
 
 impl net::Wrap for Connector {
-    fn wrap(&self, stream: TcpStream) -> BoxFuture<'static, io::Result<net::BoxIo>> {
+    fn wrap(&self, stream: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn net::Wrapped>>> {
         let config = self.tls.client(&self.namespace);
         Box::pin(async move {
             let name = ServerName::try_from(DATA_PLANE).map_err(io::Error::other)?;
             let stream = TlsConnector::from(config?).connect(name, stream);
             match tokio::time::timeout(HANDSHAKE, stream).await {
-                Ok(stream) => Ok(Box::new(stream?) as net::BoxIo),
+                Ok(stream) => Ok(Box::new(Encrypted::new(stream?)) as Box<dyn net::Wrapped>),
                 Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timeout")),
             }
         })

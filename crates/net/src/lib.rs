@@ -43,7 +43,7 @@ pub use files::raise_open_files;
 pub use forward::{Outbound, SendFailure, Spare, bad_gateway, log_failure, respond};
 pub use idle::{Idle, IdleLimits, Look};
 pub use incoming::{ConnectionError, Incoming};
-pub use pool::{BoxIo, Io, Pool, PoolOptions, PooledBody, SendError, Wrap, is_closed, send_on};
+pub use pool::{BoxIo, Io, Pool, PoolOptions, PooledBody, SendError, Wrap, Wrapped, is_closed, send_on};
 pub use prefixed::Prefixed;
 pub use respond::{empty, exposition, http_error, text};
 pub use serve::Http;

@@ -43,7 +43,13 @@ pub struct PoolOptions {
 pub trait Wrap: Send + Sync + fmt::Debug {
     /// # Errors
     /// Why there can be no such connection; nothing was sent that matters.
-    fn wrap(&self, stream: TcpStream) -> BoxFuture<'static, io::Result<BoxIo>>;
+    fn wrap(&self, stream: TcpStream) -> BoxFuture<'static, io::Result<Box<dyn Wrapped>>>;
+}
+
+/// A connection with something in between.
+pub trait Wrapped: Io {
+    /// What it runs over, to look whether something has arrived that nobody has heard of yet.
+    fn socket(&self) -> Option<&TcpStream>;
 }
 
 /// Any connection.
@@ -68,7 +74,7 @@ pub(crate) struct Shared {
 /// A connection before its first request.
 pub(crate) enum Connection {
     Plain(TcpStream),
-    Wrapped(BoxIo),
+    Wrapped(Box<dyn Wrapped>),
 }
 
 /// Why there is no response.
@@ -86,6 +92,15 @@ pub enum SendError {
     /// The request, or a part of it, was sent.
     #[error("{0}")]
     Broken(ConnectionError),
+}
+
+// === impl BoxIo ===
+
+/// One that is used once, and not looked at before.
+impl Wrapped for BoxIo {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 // === impl PoolOptions ===
@@ -279,7 +294,7 @@ pub async fn send_on(
     if http2 {
         return http2::send_on(io, request).await;
     }
-    let sent = Sender::new(Connection::Wrapped(io), true).await?.send(request, false).await;
+    let sent = Sender::new(Connection::Wrapped(Box::new(io)), true).await?.send(request, false).await;
     Ok(sent.map_err(|failed| failed.error.into_error())?.map(Incoming::Http1))
 }
 

@@ -96,15 +96,15 @@ impl Sender {
 
 impl Noting {
     /// Notes what was written by `write`, after a look if one is due.
-    fn note(&mut self, write: impl FnOnce(Pin<&mut Connection>) -> Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if self.noted.look.load(Relaxed)
-            && self.noted.look.swap(false, Relaxed)
-            && let Connection::Plain(stream) = &self.io
-            && is_closed(stream)
-        {
+    fn note(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut Connection>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if self.noted.look.load(Relaxed) && self.noted.look.swap(false, Relaxed) && self.io.is_closed(cx) {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, "closed while it was idle")));
         }
-        let written = write(Pin::new(&mut self.io));
+        let written = write(Pin::new(&mut self.io), cx);
         if let Poll::Ready(Ok(count)) = &written {
             self.noted.written.fetch_add(*count, Relaxed);
         }
@@ -120,7 +120,7 @@ impl AsyncRead for Noting {
 
 impl AsyncWrite for Noting {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.note(|io| io.poll_write(cx, bytes))
+        self.note(cx, |io, cx| io.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -128,7 +128,7 @@ impl AsyncWrite for Noting {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.note(|io| io.poll_write_vectored(cx, parts))
+        self.note(cx, |io, cx| io.poll_write_vectored(cx, parts))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -145,6 +145,21 @@ impl AsyncWrite for Noting {
 }
 
 // === impl Connection ===
+
+impl Connection {
+    /// Whether no request should be written here: the other side has closed it, or said what nobody asked for.
+    fn is_closed(&mut self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Self::Plain(stream) => is_closed(stream),
+            // What was heard of is understood first: it may be no more than a ticket for the next connection. What is
+            // in the socket still has not been heard of and may be anything; there are other connections.
+            Self::Wrapped(io) => {
+                let heard = Pin::new(&mut **io).poll_read(cx, &mut ReadBuf::new(&mut [0]));
+                heard.is_ready() || io.socket().is_some_and(is_closed)
+            }
+        }
+    }
+}
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
