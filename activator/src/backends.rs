@@ -32,7 +32,7 @@ use tokio_util::sync::DropGuard;
 pub(crate) use self::listing::Addresses;
 use self::{listing::changes, service::Service};
 pub(crate) use self::{
-    listing::{Groups, Listing, Slice, Source, Whole, port_name},
+    listing::{Groups, Listing, Slice, Source, Texts, Whole, port_name},
     peers::Peers,
 };
 use crate::throttler::{Endpoint, Link, Pod, Throttler, Uid};
@@ -191,7 +191,7 @@ impl Backends {
                 None => state.sources.insert(source.into(), now.clone()),
             },
         };
-        let mut changed = changes(before.as_deref().unwrap_or_default(), now, self.treatment.service.port);
+        let mut changed = changes(&before.unwrap_or_default(), now, self.treatment.service.port);
         for (endpoint, ready, is_new) in &changed {
             let known = self.known(&mut state, *endpoint);
             let count = &mut known.listed[usize::from(*ready)];

@@ -5,6 +5,7 @@
 //! are always computed from what the cache shows then, one computation at a time: whichever handler comes last sees
 //! everything, and no order between them is needed.
 
+mod private;
 mod table;
 mod watches;
 

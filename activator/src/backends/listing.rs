@@ -2,27 +2,48 @@
 //!
 //! Either its whole Endpoints come with every change, or its EndpointSlices, of which one changes at a time and has a
 //! hundred pods at most. Objects are read into addresses and nothing else: names, nodes and zones of pods are skipped as
-//! they are read, so that even a large object costs little more than its bytes.
+//! they are read. Of Endpoints with many pods only what is different from those before is read (see `text`), before they
+//! come to where objects are read (see `abridged`).
 
+mod abridged;
 mod read;
+mod text;
 
-use std::{borrow::Cow, fmt::Debug, marker::PhantomData, net::SocketAddr, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt::Debug,
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::Resource;
 use serde::{Deserialize, Deserializer};
 
-use self::read::Ip;
+pub(crate) use self::abridged::Texts;
+use self::{read::Ip, text::Text};
 use crate::throttler::{Endpoint, Uid};
 
 /// What one object lists.
-pub(crate) type Groups = Arc<[Group]>;
+#[derive(Debug, Clone)]
+pub(crate) enum Groups {
+    Read(Arc<[Group]>),
+    Text(Arc<Text>),
+}
+
+/// What an object says that it lists, or under which number that was put aside; see [`Texts`].
+pub(crate) enum Said {
+    Groups(Vec<Group>),
+    Apart(u64),
+}
 
 /// An object that lists pods; of its metadata only what is used.
 #[derive(Debug, Clone)]
 pub(crate) struct Listing<S> {
     pub(crate) metadata: ObjectMeta,
     pub(crate) groups: Groups,
+    apart: Option<u64>,
     kind: PhantomData<S>,
 }
 
@@ -31,7 +52,9 @@ pub(crate) trait Source: Debug + Clone + Send + Sync + 'static {
     const GROUP: &str;
     const KIND: &str;
     const PLURAL: &str;
-    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<(ObjectMeta, Vec<Group>), D::Error>;
+    /// Whether one object lists all pods, however many there are.
+    const IS_WHOLE: bool;
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<(ObjectMeta, Said), D::Error>;
 }
 
 /// Endpoints: all pods of a Service.
@@ -66,19 +89,26 @@ pub(crate) fn port_name(protocol: &str) -> &'static str {
 }
 
 /// What the port of this name leads to now and did not before, and the reverse, in the order of the pods.
-pub(super) fn changes(before: &[Group], now: &[Group], port: &str) -> Vec<Change> {
+pub(super) fn changes(before: &Groups, now: &Groups, port: &str) -> Vec<Change> {
+    if let (Groups::Text(before), Groups::Text(now)) = (before, now)
+        && let Some(changes) = now.changes(before, port)
+    {
+        return changes;
+    }
     let listed = |groups: &[Group]| -> Vec<_> { groups.iter().flat_map(|group| group.endpoints(port)).collect() };
-    let (before, now) = (listed(before), listed(now));
+    let (before, now) = (listed(&before.read()), listed(&now.read()));
     // Most of it is the same, in the same order.
     let same = before.iter().zip(&now).take_while(|(one, other)| one == other).count();
     let (before, now) = (&before[same..], &now[same..]);
     let same = before.iter().rev().zip(now.iter().rev()).take_while(|(one, other)| one == other).count();
-    let sorted = |rest: &[(Endpoint, bool)]| {
-        let mut rest = rest[..rest.len() - same].to_vec();
-        rest.sort_unstable();
-        rest.into_iter().peekable()
-    };
-    let (mut before, mut now) = (sorted(before), sorted(now));
+    added_and_removed(before[..before.len() - same].to_vec(), now[..now.len() - same].to_vec())
+}
+
+/// What is in `now` more often than in `before`, and the reverse.
+fn added_and_removed(mut before: Vec<(Endpoint, bool)>, mut now: Vec<(Endpoint, bool)>) -> Vec<Change> {
+    before.sort_unstable();
+    now.sort_unstable();
+    let (mut before, mut now) = (before.into_iter().peekable(), now.into_iter().peekable());
     let mut changes = Vec::new();
     loop {
         let next = match (before.peek(), now.peek()) {
@@ -95,6 +125,42 @@ pub(super) fn changes(before: &[Group], now: &[Group], port: &str) -> Vec<Change
     }
 }
 
+// === impl Groups ===
+
+impl Groups {
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Read(groups) if groups.is_empty())
+    }
+
+    pub(super) fn read(&self) -> Cow<'_, [Group]> {
+        match self {
+            Self::Read(groups) => Cow::Borrowed(groups),
+            Self::Text(text) => Cow::Owned(text.groups()),
+        }
+    }
+
+    /// Whether an address may be listed, which costs less than to look.
+    pub(super) fn may_list(&self, ip: IpAddr) -> bool {
+        match self {
+            // There are several ways to write others.
+            Self::Text(text) if ip.is_ipv4() => text.has(&format!("\"{ip}\"")),
+            _ => true,
+        }
+    }
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Self::Read(Arc::default())
+    }
+}
+
+impl FromIterator<Group> for Groups {
+    fn from_iter<T: IntoIterator<Item = Group>>(groups: T) -> Self {
+        Self::Read(groups.into_iter().collect())
+    }
+}
+
 // === impl Group ===
 
 impl Group {
@@ -103,16 +169,13 @@ impl Group {
     }
 
     /// The addresses of ready pods.
-    pub(super) fn ready(&self) -> impl Iterator<Item = std::net::IpAddr> {
+    pub(super) fn ready(&self) -> impl Iterator<Item = IpAddr> {
         self.pods.iter().filter(|pod| pod.ready).filter_map(|pod| pod.ip.0)
     }
 
     fn endpoints(&self, port: &str) -> impl Iterator<Item = (Endpoint, bool)> {
         let port = self.port(port);
-        self.pods.iter().filter_map(move |pod| {
-            let address = SocketAddr::new(pod.ip.0?, port?);
-            Some((Endpoint { address, uid: pod.uid }, pod.ready))
-        })
+        self.pods.iter().filter_map(move |pod| pod.endpoint(port))
     }
 
     fn port(&self, name: &str) -> Option<u16> {
@@ -120,12 +183,34 @@ impl Group {
     }
 }
 
+// === impl Listed ===
+
+impl Listed {
+    fn endpoint(&self, port: Option<u16>) -> Option<(Endpoint, bool)> {
+        let address = SocketAddr::new(self.ip.0?, port?);
+        Some((Endpoint { address, uid: self.uid }, self.ready))
+    }
+}
+
 // === impl Listing ===
+
+impl<S> Listing<S> {
+    /// Puts in place what came apart from the object.
+    pub(crate) fn complete(&mut self, texts: &Texts) {
+        if let Some(number) = self.apart.take() {
+            self.groups = texts.take(number);
+        }
+    }
+}
 
 impl<'de, S: Source> Deserialize<'de> for Listing<S> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let (metadata, groups) = S::read(from)?;
-        Ok(Self { metadata, groups: groups.into(), kind: PhantomData })
+        let (metadata, said) = S::read(from)?;
+        let (groups, apart) = match said {
+            Said::Groups(groups) => (groups.into_iter().collect(), None),
+            Said::Apart(number) => (Groups::default(), Some(number)),
+        };
+        Ok(Self { metadata, groups, apart, kind: PhantomData })
     }
 }
 
@@ -194,7 +279,10 @@ mod tests {
     fn of<S: Source>(json: &Value, port: &str) -> Vec<(Endpoint, bool)> {
         let listing: Listing<S> = serde_json::from_str(&json.to_string()).expect("valid");
         assert_eq!(listing.metadata.name.as_deref(), Some("rev-private"));
-        changes(&[], &listing.groups, port).into_iter().map(|(endpoint, ready, _)| (endpoint, ready)).collect()
+        changes(&Groups::default(), &listing.groups, port)
+            .into_iter()
+            .map(|(endpoint, ready, _)| (endpoint, ready))
+            .collect()
     }
 
     #[test]
@@ -254,7 +342,7 @@ mod tests {
                 || -> Vec<(u8, bool)> { (0..random.usize(..6)).map(|_| (random.u8(..6), random.bool())).collect() };
             let (before, now) = (list(), list());
             let halves = [group(&now[..now.len() / 2]), group(&now[now.len() / 2..])];
-            let changes = changes(&[group(&before)], &halves, "http");
+            let changes = changes(&[group(&before)].into_iter().collect(), &halves.into_iter().collect(), "http");
             assert!(changes.is_sorted());
             // Applied to what was there they give what is there.
             let mut counted = std::collections::BTreeMap::<_, i32>::new();

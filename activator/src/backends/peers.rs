@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::listing::{Group, port_name};
+use super::listing::{Group, Groups, port_name};
 
 /// This activator's place among those that a revision's public Endpoints list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,8 +15,9 @@ pub(crate) struct Peers {
 
 impl Peers {
     /// Where `own` stands among the addresses of a revision's public Endpoints; nothing if it is not there.
-    pub(crate) fn find(endpoints: &[Group], own: IpAddr, protocol: &str) -> Option<Self> {
+    pub(crate) fn find(endpoints: &Groups, own: IpAddr, protocol: &str) -> Option<Self> {
         let port = port_name(protocol);
+        let endpoints = if endpoints.may_list(own) { endpoints.read() } else { return None };
         let listed = || endpoints.iter().filter(|group| group.has(port)).flat_map(Group::ready);
         // Pods may be listed as well as activators, and there may be many of them.
         listed().find(|ip| *ip == own)?;

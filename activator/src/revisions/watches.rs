@@ -1,7 +1,4 @@
-//! The watches that keep the table up to date, and which kind of object pods are learned from.
-//!
-//! EndpointSlices are used if they are wanted and may be listed. Upstream's activator follows Endpoints, and its
-//! installation grants only these; they are as good but arrive whole with every change.
+//! The watches that keep the table up to date.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -9,12 +6,11 @@ use api::{
     keys::{networking, serving},
     serving::v1,
 };
-use controller::{Cache, Change, Context, ObjectKey, cache::pauses};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{Api, ResourceExt, api::ListParams};
+use controller::{Cache, Change, Context, ObjectKey};
+use kube::ResourceExt;
 
-use super::{Revision, Revisions};
-use crate::backends::{Listing, Peers, Slice, Source, Whole};
+use super::{Revision, Revisions, private::Private};
+use crate::backends::{Listing, Peers, Source, Texts, Whole};
 
 const BY_REVISION: &str = "revision";
 
@@ -26,64 +22,34 @@ pub(crate) struct Watches {
     public: Cache<Listing<Whole>>,
 }
 
-/// What lists the pods behind private Services.
-#[derive(Clone)]
-pub(super) enum Private {
-    Whole(Cache<Listing<Whole>>),
-    Slices(Cache<Listing<Slice>>),
-}
-
 // === impl Watches ===
 
 impl Watches {
     pub(crate) async fn synced(&self) {
         self.revisions.synced().await;
-        match &self.private {
-            Private::Whole(cache) => cache.synced().await,
-            Private::Slices(cache) => cache.synced().await,
-        }
+        self.private.synced().await;
         self.public.synced().await;
     }
 }
 
-// === impl Private ===
-
-impl Private {
-    fn start(ctx: &Context, slices: bool) -> Self {
-        match slices {
-            true => Self::Slices(services(ctx, networking::SERVICE_TYPE_PRIVATE)),
-            false => Self::Whole(services(ctx, networking::SERVICE_TYPE_PRIVATE)),
-        }
-    }
-
-    /// Takes over what is known of a revision's pods.
-    fn refresh_all(&self, revision: &Revision) {
-        match self {
-            Self::Whole(cache) => revision.refresh_all(cache),
-            Self::Slices(cache) => revision.refresh_all(cache),
-        }
-    }
-
-    fn follow(&self, table: &Arc<Revisions>) {
-        match self {
-            Self::Whole(cache) => table.follow(cache),
-            Self::Slices(cache) => table.follow(cache),
-        }
-    }
-}
-
 /// The objects that list what is behind Services of this type.
-fn services<S: Source>(ctx: &Context, kind: &str) -> Cache<Listing<S>> {
+pub(super) fn services<S: Source>(ctx: &Context, kind: &str) -> Cache<Listing<S>> {
+    let texts = Texts::default();
+    let mut ctx = ctx.clone();
+    if S::IS_WHOLE {
+        ctx.client = texts.client(&ctx.client);
+    }
     // The controller that writes slices copies the labels of their Services.
     Cache::builder()
         .label_selector(&format!("{}={kind},{}", networking::SERVICE_TYPE, serving::REVISION))
         .index(BY_REVISION, |listing| revision_of(listing).map(|key| key.to_string()).into_iter().collect())
-        .transform(|listing: &mut Listing<S>| {
+        .transform(move |listing: &mut Listing<S>| {
+            listing.complete(&texts);
             let metadata = &mut listing.metadata;
             (metadata.annotations, metadata.owner_references) = (None, None);
             metadata.labels.get_or_insert_default().retain(|name, _| name == serving::REVISION);
         })
-        .start(ctx)
+        .start(&ctx)
 }
 
 /// The revision that an object belongs to.
@@ -92,40 +58,12 @@ fn revision_of<S: Source>(listing: &Listing<S>) -> Option<ObjectKey> {
     Some(ObjectKey::new(listing.namespace()?, name))
 }
 
-/// Whether EndpointSlices may be listed.
-async fn may_list_slices(ctx: &Context) -> bool {
-    let slices = Api::<EndpointSlice>::all(ctx.client.clone());
-    let one = ListParams::default().labels(&format!("{},{}", networking::SERVICE_TYPE, serving::REVISION)).limit(1);
-    let mut pauses = pauses();
-    loop {
-        let error = match slices.list_metadata(&one).await {
-            Ok(_) => return true,
-            Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403 | 404) => {
-                tracing::info!(
-                    status = status.code,
-                    "EndpointSlices may not be listed, so pods are learned from Endpoints, which arrive whole with every \
-                     change; to get only what changes, grant get, list and watch of endpointslices in discovery.k8s.io"
-                );
-                return false;
-            }
-            Err(error) => error,
-        };
-        tracing::warn!(%error, "cannot ask whether EndpointSlices may be listed; it is tried again after a pause");
-        tokio::time::sleep(pauses.next().unwrap_or_default()).await;
-    }
-}
-
 // === impl Revisions ===
 
 impl Revisions {
-    /// Starts to watch: `slices`, if these are wanted and may be listed. Completes when that is known.
+    /// Starts to watch: `slices`, if these are wanted and allowed. Completes when that is known.
     pub(crate) async fn watch(self: &Arc<Self>, ctx: &Context, slices: bool) -> Watches {
-        let slices = slices
-            && tokio::select! {
-                slices = may_list_slices(ctx) => slices,
-                () = ctx.tasks.token().cancelled() => false,
-            };
-        let private = Private::start(ctx, slices);
+        let private = Private::start(ctx, slices).await;
         let public = services(ctx, networking::SERVICE_TYPE_PUBLIC);
         let revisions = Cache::<v1::Revision>::builder()
             .transform(|revision| {
@@ -145,7 +83,7 @@ impl Revisions {
             }
             Change::Deleted(revision) => table.delete(revision),
         });
-        private.follow(self);
+        private.follow(ctx, self);
         let (table, cache) = (self.clone(), public.clone());
         public.on_event(move |change| {
             if let Some(revision) = table.of(change.object()) {
@@ -156,7 +94,7 @@ impl Revisions {
     }
 
     /// Tells revisions of their pods.
-    fn follow<S: Source>(self: &Arc<Self>, cache: &Cache<Listing<S>>) {
+    pub(super) fn follow<S: Source>(self: &Arc<Self>, cache: &Cache<Listing<S>>) {
         let (table, shown) = (self.clone(), cache.clone());
         cache.on_event(move |change| {
             let key = ObjectKey::of(&**change.object());
@@ -181,7 +119,7 @@ impl Revisions {
 // === impl Revision ===
 
 impl Revision {
-    fn refresh_all<S: Source>(&self, cache: &Cache<Listing<S>>) {
+    pub(super) fn refresh_all<S: Source>(&self, cache: &Cache<Listing<S>>) {
         for listing in cache.by_index(BY_REVISION, &self.key.to_string()) {
             self.refresh(cache, &ObjectKey::of(&*listing));
         }

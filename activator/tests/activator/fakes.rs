@@ -4,4 +4,4 @@ mod autoscaler;
 mod cluster;
 
 pub(crate) use autoscaler::Autoscaler;
-pub(crate) use cluster::Cluster;
+pub(crate) use cluster::{Cluster, Slices};

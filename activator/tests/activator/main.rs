@@ -20,6 +20,7 @@ use std::{
 
 use activator::{Handle, Options};
 use controller::{Context, Tasks};
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -371,6 +372,45 @@ async fn a_refused_connection_sends_the_request_elsewhere() {
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     }
     assert_eq!(pod.served.load(Ordering::SeqCst), 50);
+}
+
+/// Endpoints as long as those of a thousand pods.
+#[tokio::test]
+async fn pods_come_and_go_among_many_addresses() {
+    let setup = Setup::new().await;
+    setup.revision("rev-00001", 0, 60).await;
+    let pods: [Pod; 4] = Default::default();
+    let mut addresses = Vec::new();
+    for pod in &pods {
+        addresses.push(pod.start().await);
+    }
+    // Nothing for requests.
+    let other = |number: u32| {
+        let ip = format!("127.1.{}.{}", number / 250, number % 250);
+        json!({"ip": ip, "nodeName": "node-1", "targetRef": {"kind": "Pod", "name": format!("pod-{number}"), "uid": ip}})
+    };
+    let others: Vec<_> = (0..1000).map(other).collect();
+    for ready in [&[0, 1][..], &[0, 2], &[2, 1], &[2, 3], &[3], &[1, 3]] {
+        let subset = |pod: &usize| {
+            let port = json!([{"name": "http", "port": addresses[*pod].port()}]);
+            json!({"addresses": [{"ip": addresses[*pod].ip().to_string()}], "ports": port})
+        };
+        let mut subsets: Vec<_> = ready.iter().map(subset).collect();
+        subsets.push(json!({"addresses": others[ready.len()..], "ports": [{"name": "other", "port": 80}]}));
+        setup.cluster.subsets("rev-00001", json!(subsets));
+        // All of these and no others, from some request on.
+        let started = Instant::now();
+        loop {
+            for _ in 0..30 {
+                assert!(setup.request("rev-00001").await.expect("answered").starts_with("HTTP/1.1 200"));
+            }
+            let served: Vec<_> = pods.iter().map(|pod| pod.served.swap(0, Ordering::SeqCst) > 0).collect();
+            if (0..4).all(|pod| served[pod] == ready.contains(&pod)) {
+                break;
+            }
+            assert!(started.elapsed() < PATIENCE, "{ready:?} are to serve, and these did: {served:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::*;
+use super::{fakes::Slices, *};
 
 const REVISION: &str = "rev-00001";
 
@@ -79,4 +79,57 @@ async fn a_pod_that_a_slice_lists_as_not_ready_is_used_once_it_answers() {
     setup.cluster.slice(REVISION, "one", port, &[endpoint("127.0.0.1", json!({"ready": false, "serving": false}))]);
     assert!(first.await.expect("answered").starts_with("HTTP/1.1 200"));
     assert_eq!(served(&pods), [1]);
+}
+
+#[tokio::test]
+async fn where_slices_may_be_listed_but_not_watched_pods_are_learned_from_endpoints() {
+    let cluster = Cluster::default();
+    cluster.grant(Slices { list: true, watch: false });
+    let setup = Setup::with(cluster, |_| {}).await;
+    setup.revision(REVISION, 0, 60).await;
+    let (pods, port) = pods(1).await;
+    let first = setup.request(REVISION);
+    setup.held(1).await;
+    setup.cluster.endpoints(REVISION, &[SocketAddr::from(([127, 0, 0, 1], port))], &[]);
+    assert!(first.await.expect("answered").starts_with("HTTP/1.1 200"));
+    assert_eq!(served(&pods), [1]);
+}
+
+#[tokio::test]
+async fn slices_that_are_refused_later_give_way_to_endpoints_without_a_failed_request() {
+    for slices in [Slices { list: true, watch: false }, Slices::default()] {
+        let setup = Setup::with(Cluster::with_slices(), |_| {}).await;
+        setup.revision(REVISION, 0, 60).await;
+        let (pods, port) = pods(3).await;
+        let address = |number: u8| SocketAddr::from(([127, 0, 0, number], port));
+        let ready = json!({"ready": true});
+        setup.cluster.endpoints(REVISION, &[address(1), address(2)], &[]);
+        let listed = [endpoint("127.0.0.1", ready.clone()), endpoint("127.0.0.2", ready)];
+        setup.cluster.slice(REVISION, "one", port, &listed);
+        let ask = async || {
+            for _ in 0..20 {
+                let answer = setup.request(REVISION).await.expect("answered");
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            }
+            served(&pods)
+        };
+        while ask().await[..2].contains(&0) {}
+        setup.cluster.grant(slices);
+        // Nobody hears of this from slices any more: one pod goes and one comes.
+        setup.cluster.endpoints(REVISION, &[address(2), address(3)], &[]);
+        let (mut counts, started) = (ask().await, Instant::now());
+        while counts[0] > 0 || counts[2] == 0 {
+            assert!(started.elapsed() < PATIENCE, "{counts:?}");
+            counts = ask().await;
+        }
+        setup.cluster.endpoints(REVISION, &[address(3)], &[]);
+        while ask().await != [0, 0, 20] {
+            assert!(started.elapsed() < PATIENCE, "the change is not heard of");
+        }
+        // A revision that comes later has its pods from there as well.
+        setup.revision("rev-00002", 0, 60).await;
+        setup.cluster.endpoints("rev-00002", &[address(1)], &[]);
+        assert!(setup.request("rev-00002").await.expect("answered").starts_with("HTTP/1.1 200"));
+        setup.tasks.shutdown().await;
+    }
 }

@@ -1,14 +1,14 @@
 //! What a change of one endpoint costs the activator, by how many pods the revision has, and by what lists them.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{core::v1::Endpoints, discovery::v1::EndpointSlice};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use super::{Cluster, NAMESPACE, refusing, start};
-use crate::queue_proxy::Table;
+use crate::queue_proxy::{Table, process::Running};
 
 const CHANGES: usize = 300;
 /// Pods that a slice lists at most.
@@ -25,43 +25,72 @@ pub(super) async fn measure(
 ) -> Result<()> {
     for &count in counts {
         ensure!(count > 1, "one pod that answers and one that changes are two pods at least");
-        // Others know only Endpoints.
-        for sliced in [true, false].into_iter().filter(|sliced| is_own || !sliced) {
-            let mut cluster = Cluster::start(false).await?;
-            cluster.grow(1, 0).await?;
-            if !sliced && is_own {
-                cluster.url = refusing::start(cluster.url.replace("http://", "")).await?;
+        for divided in [false, true] {
+            // Others know only Endpoints.
+            for sliced in [true, false].into_iter().filter(|sliced| is_own || !sliced) {
+                let cpu = change(path, is_own, pod, count, sliced, divided).await?;
+                let what = if sliced { "EndpointSlices" } else { "Endpoints" };
+                let divided = if divided { ", containerConcurrency and two activators" } else { "" };
+                table.add(name, &format!("{count} pods in {what}{divided}, one changes: CPU/change, us"), cpu);
             }
-            cluster.wake(0, pod).await?;
-            let activator = start(path, &cluster, is_own).await?;
-            let all: Vec<_> = (1..count).map(|number| address(number, 0)).collect();
-            if sliced {
-                for (number, listed) in all.chunks(SLICE).enumerate() {
-                    cluster.slice(0, number + 1, listed, 8012).await?;
-                }
-            } else {
-                list(&cluster, pod, &all).await?;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let before = activator.cpu();
-            for number in 1..=CHANGES {
-                let all: Vec<_> = (1..count).map(|pod| address(pod, number)).collect();
-                match sliced {
-                    // All the others are as they were.
-                    true => cluster.slice(0, 1, all.chunks(SLICE).next().unwrap_or_default(), 8012).await?,
-                    false => list(&cluster, pod, &all).await?,
-                }
-                // Each is to be heard of on its own.
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let cpu = (activator.cpu() - before).as_secs_f64() * 1e6 / CHANGES as f64;
-            let what = if sliced { "EndpointSlices" } else { "Endpoints" };
-            table.add(name, &format!("{count} pods in {what}, one changes: CPU/change, us"), cpu);
-            activator.stop().await?;
         }
     }
     Ok(())
+}
+
+/// Microseconds of CPU for a change of one of `count` pods.
+async fn change(path: &Path, is_own: bool, pod: SocketAddr, count: usize, sliced: bool, divided: bool) -> Result<f64> {
+    let mut cluster = Cluster::start(false).await?;
+    cluster.grow(1, if divided { 10 } else { 0 }).await?;
+    if divided {
+        cluster.share(0).await?;
+    }
+    if !sliced && is_own {
+        cluster.url = refusing::start(cluster.url.replace("http://", "")).await?;
+    }
+    cluster.wake(0, pod).await?;
+    let activator = start(path, &cluster, is_own).await?;
+    let all: Vec<_> = (1..count).map(|number| address(number, 0)).collect();
+    if sliced {
+        for (number, listed) in all.chunks(SLICE).enumerate() {
+            cluster.slice(0, number + 1, listed, 8012).await?;
+        }
+    } else {
+        list(&cluster, pod, &all).await?;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = threads(&activator)?;
+    for number in 1..=CHANGES {
+        let all: Vec<_> = (1..count).map(|pod| address(pod, number)).collect();
+        match sliced {
+            // All the others are as they were.
+            true => cluster.slice(0, 1, all.chunks(SLICE).next().unwrap_or_default(), 8012).await?,
+            false => list(&cluster, pod, &all).await?,
+        }
+        // Each is to be heard of on its own.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let spent = |(thread, cpu): (u32, u64)| cpu - before.get(&thread).copied().unwrap_or_default();
+    let cpu: u64 = threads(&activator)?.into_iter().map(spent).sum();
+    activator.stop().await?;
+    Ok(cpu as f64 / 1e3 / CHANGES as f64)
+}
+
+/// Nanoseconds of CPU by thread: a process as a whole is counted in ticks of 10 ms.
+fn threads(process: &Running) -> Result<BTreeMap<u32, u64>> {
+    let mut threads = BTreeMap::new();
+    for pid in process.pids() {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let thread = thread?;
+            let Some(id) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // It may have ended meanwhile.
+            let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let cpu = text.split_whitespace().next().and_then(|text| text.parse().ok());
+            threads.insert(id, cpu.with_context(|| format!("/proc/{pid}/task/{id}/schedstat has {text:?}"))?);
+        }
+    }
+    Ok(threads)
 }
 
 /// The address of a pod; that of the first depends on `last`.
@@ -93,6 +122,20 @@ async fn list(cluster: &Cluster, pod: SocketAddr, ips: &[String]) -> Result<()> 
 // === impl Cluster ===
 
 impl Cluster {
+    /// Another activator stands beside the one that is measured.
+    async fn share(&self, revision: usize) -> Result<()> {
+        let name = format!("rev-{revision}");
+        let endpoints: Endpoints = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {
+                "networking.internal.knative.dev/serviceType": "Public", "serving.knative.dev/revision": name}},
+            "subsets": [{"addresses": [{"ip": "127.0.0.1"}, {"ip": "127.0.0.2"}],
+                "ports": [{"name": "http", "port": 8012}]}],
+        }))?;
+        let api = Api::<Endpoints>::namespaced(self.server.client(), NAMESPACE);
+        api.create(&PostParams::default(), &endpoints).await?;
+        Ok(())
+    }
+
     /// Slice `number` of a revision's pods, whether it is there already or not.
     pub(super) async fn slice(&self, revision: usize, number: usize, ips: &[String], port: u16) -> Result<()> {
         let listed = ips.iter().map(|ip| {

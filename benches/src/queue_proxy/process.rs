@@ -185,7 +185,7 @@ impl Running {
     }
 
     /// The process and its children.
-    fn pids(&self) -> Vec<u32> {
+    pub(crate) fn pids(&self) -> Vec<u32> {
         let Some(pid) = self.child.id() else { return Vec::new() };
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         std::iter::once(pid).chain(children.split_whitespace().filter_map(|child| child.parse().ok())).collect()

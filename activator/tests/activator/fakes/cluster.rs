@@ -7,6 +7,7 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use k8s_openapi::ByteString;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -18,13 +19,20 @@ const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 #[derive(Clone)]
 pub(crate) struct Cluster {
     log: Arc<watch::Sender<Vec<(String, Value)>>>,
-    /// Whether EndpointSlices may be listed; upstream's installation grants only Endpoints.
-    slices: bool,
+    /// What may be done with EndpointSlices; upstream's installation grants only Endpoints.
+    slices: Arc<Mutex<Slices>>,
+}
+
+/// Whether they may be listed, and watched.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Slices {
+    pub(crate) list: bool,
+    pub(crate) watch: bool,
 }
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { log: Arc::new(watch::Sender::new(Vec::new())), slices: false }
+        Self { log: Arc::new(watch::Sender::new(Vec::new())), slices: Arc::default() }
     }
 }
 
@@ -32,7 +40,15 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl Cluster {
     pub(crate) fn with_slices() -> Self {
-        Self { slices: true, ..Self::default() }
+        let cluster = Self::default();
+        cluster.grant(Slices { list: true, watch: true });
+        cluster
+    }
+
+    /// From now on; a watch that is not allowed any more ends, as all do after a while.
+    pub(crate) fn grant(&self, slices: Slices) {
+        *self.slices.lock() = slices;
+        self.log.send_modify(|_| {});
     }
 
     pub(crate) fn client(&self) -> kube::Client {
@@ -63,6 +79,10 @@ impl Cluster {
             .map(|address| subset(address, "addresses"))
             .chain(not_ready.iter().map(|address| subset(address, "notReadyAddresses")))
             .collect();
+        self.subsets(revision, Value::from(subsets));
+    }
+
+    pub(crate) fn subsets(&self, revision: &str, subsets: Value) {
         self.apply(
             ENDPOINTS,
             json!({
@@ -134,7 +154,8 @@ impl Cluster {
         let path = uri.path().to_owned();
         let query = uri.query().unwrap_or_default();
         let log = self.log.borrow().clone();
-        if path == SLICES && !self.slices {
+        let is_watch = query.contains("watch=");
+        if path == SLICES && !self.slices.lock().may(is_watch) {
             let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
                 "message": "endpointslices.discovery.k8s.io is forbidden", "reason": "Forbidden", "code": 403});
             let body = Full::new(Bytes::from(status.to_string())).boxed_unsync();
@@ -145,7 +166,7 @@ impl Cluster {
         {
             return Response::new(Full::new(Bytes::from(object.to_string())).boxed_unsync());
         }
-        if !query.contains("watch=") {
+        if !is_watch {
             let list = json!({
                 "apiVersion": "v1", "kind": "List",
                 "metadata": {"resourceVersion": log.len().to_string()},
@@ -155,21 +176,33 @@ impl Cluster {
         }
         let version = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
         let seen: usize = version.and_then(|version| version.parse().ok()).unwrap_or(0);
-        let events =
-            futures::stream::unfold((self.log.subscribe(), seen, path), move |(mut changes, seen, path)| async move {
+        let slices = self.slices.clone();
+        let events = futures::stream::unfold((self.log.subscribe(), seen, path), move |(mut changes, seen, path)| {
+            let slices = slices.clone();
+            async move {
                 loop {
+                    if path == SLICES && !slices.lock().watch {
+                        return None;
+                    }
                     let next = changes.borrow_and_update().get(seen..).and_then(|new| new.first().cloned());
                     match next {
                         Some((of, object)) if of == path => {
-                            let line = json!({"type": "MODIFIED", "object": object}).to_string() + "\n";
+                            let line = format!("{{\"type\":\"MODIFIED\",\"object\":{object}}}\n");
                             return Some((Ok(Frame::data(Bytes::from(line))), (changes, seen + 1, path)));
                         }
                         Some(_) => return Some((Ok(Frame::data(Bytes::new())), (changes, seen + 1, path))),
                         None => changes.changed().await.ok()?,
                     }
                 }
-            });
+            }
+        });
         Response::new(StreamBody::new(events).boxed_unsync())
+    }
+}
+
+impl Slices {
+    fn may(self, watch: bool) -> bool {
+        if watch { self.watch } else { self.list }
     }
 }
 
