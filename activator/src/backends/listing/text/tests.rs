@@ -71,11 +71,12 @@ fn upset(random: &mut Rng, subsets: &mut Vec<Described>) {
     }
 }
 
+/// Or another one, which is told.
 fn seed(usual: u64) -> Rng {
-    match std::env::var_os("RANDOM") {
-        Some(_) => Rng::new(),
-        None => Rng::with_seed(usual),
-    }
+    let given = std::env::var("LISTING_SEED").ok().map(|text| text.parse().unwrap_or_else(|_| fastrand::u64(..)));
+    let seed = given.unwrap_or(usual);
+    println!("to be replayed with LISTING_SEED={seed}");
+    Rng::with_seed(seed)
 }
 
 #[test]
