@@ -58,11 +58,9 @@ impl Direct {
             let handler = self.handler.takes_plain().then_some(&*self.handler);
             match client.next(|input| head::request(input, peer, &address, handler, &mut out)).await {
                 Next::Plain(plain, asked) => {
-                    if !self.exchange(&mut client, plain, asked, &mut out).await {
-                        return;
-                    }
+                    let Some(ended) = self.exchange(&mut client, plain, asked, &mut out).await else { return };
                     if client.is_between_requests()
-                        && let Some(seat) = seat.elsewhere()
+                        && let Some(seat) = seat.elsewhere(ended)
                     {
                         let (stream, member, _) = client.into_parts();
                         return self.move_to(seat, stream, Guest { peer, member, connections });

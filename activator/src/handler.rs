@@ -19,6 +19,7 @@ use http_body_util::{BodyExt, Limited};
 use net::{InFlight, InFlightGuard, Incoming, Outbound, PooledBody, ResponseBody, SendFailure, Timer, headers};
 
 use crate::{
+    clock,
     dispatch::{Attempt, Broken, Failure, Reached, dispatch},
     metrics::{Exchange, Metrics, Outcome},
     observed::{Described, Observers},
@@ -107,7 +108,7 @@ impl Handler {
         if let Some(told) = &mut told {
             told.revision = Some(revision.clone());
         }
-        let counted = self.reporter.enter(&revision);
+        let counted = self.reporter.enter(&revision, clock::now());
         let mut timer = Timer::start(revision.limits);
         // In place: moved into the limit, it would take its room twice for as long as it waits.
         let outcome = {

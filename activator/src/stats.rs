@@ -42,7 +42,11 @@ pub(crate) struct Reporter {
 }
 
 /// Counts one request while it lives.
-pub(crate) struct Counted(Arc<Revision>);
+pub(crate) struct Counted {
+    revision: Arc<Revision>,
+    /// When it ended, if somebody knows that.
+    ended: Option<Instant>,
+}
 
 // === impl Reporter ===
 
@@ -51,13 +55,13 @@ impl Reporter {
         Arc::new(Self { pod_name, sink, active: Mutex::default(), activated: Notify::new() })
     }
 
-    /// Counts a request, and wakes the revision if it is the first.
-    pub(crate) fn enter(&self, revision: &Arc<Revision>) -> Counted {
-        let now = clock::now();
+    /// Counts a request that comes `now`, and wakes the revision if it is the first.
+    pub(crate) fn enter(&self, revision: &Arc<Revision>, now: Instant) -> Counted {
+        let counted = Counted { revision: revision.clone(), ended: None };
         let mut slot = lock(&revision.activity);
         if let Some(activity) = &mut *slot {
             activity.requests.enter(now, false);
-            return Counted(revision.clone());
+            return counted;
         }
         let mut requests = RequestStats::new(now);
         requests.enter(now, false);
@@ -68,7 +72,7 @@ impl Reporter {
         point();
         self.sink.send(WireStatMessages { messages: vec![self.message(revision, 1.0, 1.0)] });
         self.activated.notify_one();
-        Counted(revision.clone())
+        counted
     }
 
     /// Reports every second while there is something to report.
@@ -146,10 +150,17 @@ impl Activity {
 
 // === impl Counted ===
 
+impl Counted {
+    /// The request ends `now`.
+    pub(crate) fn leave(mut self, now: Instant) {
+        self.ended = Some(now);
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
-        if let Some(activity) = &mut *lock(&self.0.activity) {
-            activity.requests.leave(clock::now(), false);
+        if let Some(activity) = &mut *lock(&self.revision.activity) {
+            activity.requests.leave(self.ended.unwrap_or_else(clock::now), false);
         }
     }
 }

@@ -36,14 +36,20 @@ struct Sending<'a> {
 // === impl Direct ===
 
 impl Direct {
-    /// Serves the request at the start of the client's input, whose head for the pod is `out`. True if the connection
-    /// can carry another.
-    pub(super) async fn exchange(&self, client: &mut Client, plain: Plain, asked: Asked, out: &mut Vec<u8>) -> bool {
+    /// Serves the request at the start of the client's input, whose head for the pod is `out`. When that was done, if
+    /// the connection can carry another.
+    pub(super) async fn exchange(
+        &self,
+        client: &mut Client,
+        plain: Plain,
+        asked: Asked,
+        out: &mut Vec<u8>,
+    ) -> Option<std::time::Instant> {
         let handler = &*self.handler;
         let Asked { revision, seen, described } = asked;
         let _in_flight = handler.in_flight.enter();
-        let _counted = handler.reporter.enter(&revision);
         let now = Instant::now();
+        let counted = handler.reporter.enter(&revision, now.into_std());
         client.start(now, revision.limits);
         let plain = client.release(plain, None);
         let turn = Turn::new(REQUEST + out.capacity() + plain.body);
@@ -80,7 +86,9 @@ impl Direct {
         if let Some(described) = described {
             handler.observers.record(described, &revision, status, bytes);
         }
-        keep
+        let now = std::time::Instant::now();
+        counted.leave(now);
+        keep.then_some(now)
     }
 }
 

@@ -177,7 +177,7 @@ impl Activator {
     pub(super) async fn request(self: Arc<Self>, index: usize, patience: Duration, limit: Duration) -> Outcome {
         let handler = &self.handlers[index];
         let _here = Here::enter(&handler.here);
-        let _counted = self.reporter.enter(&handler.revision);
+        let _counted = self.reporter.enter(&handler.revision, clock::now());
         let number = handler.order.lock().arrive();
         let executor = &self.executor;
         let mut request = Request { executor, handler, delivered: false, number };

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::Reporter;
 use crate::{
+    clock,
     preempt::{Turns, point, take_part},
     revisions::Revision,
     sink::{self, Connection},
@@ -61,7 +62,7 @@ impl Rig {
         for _ in 0..1 + fastrand::usize(..3) {
             let (revision, moves) = &self.revisions[fastrand::usize(..self.revisions.len())];
             moves.count(0);
-            let counted = self.reporter.enter(revision);
+            let counted = self.reporter.enter(revision, clock::now());
             moves.count(1);
             (0..fastrand::usize(..3)).for_each(|_| point());
             moves.count(2);

@@ -193,13 +193,14 @@ impl Seat {
         Self { crew: crew.clone(), index, stay }
     }
 
-    /// A seat at another thread, if this one has too much to do or too little. To be asked between requests.
-    pub fn elsewhere(&self) -> Option<Self> {
+    /// A seat at another thread, if this one has too much to do or too little. To be asked between requests, with the
+    /// time then.
+    pub fn elsewhere(&self, now: Instant) -> Option<Self> {
         let Self { crew, index, stay } = self;
         if crew.workers.len() == 1 {
             return None;
         }
-        crew.look(Instant::now());
+        crew.look(now);
         let worker = &crew.workers[*index];
         if worker.leave.load(Relaxed) == 0 {
             return None;
@@ -325,7 +326,7 @@ mod tests {
             tokio::task::yield_now().await;
             let number = u8::try_from(Workers::current()).expect("few");
             stream.write_all(&[number]).await.expect("open");
-            if let Some(seat) = seat.elsewhere() {
+            if let Some(seat) = seat.elsewhere(Instant::now()) {
                 member.moved();
                 return seat.serve(stream, |stream, seat| boxed(stream, seat, member));
             }

@@ -260,6 +260,9 @@ pub(crate) fn poll_read(stream: &mut TcpStream, cx: &mut Context<'_>, buffer: &m
     Poll::Ready(Ok(buffer.filled().len()))
 }
 
+/// So many bytes are put together sooner than the kernel has looked at a list of them.
+const SMALL: usize = 1024;
+
 /// Writes what is left of `parts` after their first `skip` bytes.
 pub(crate) fn try_write(stream: &TcpStream, parts: [&[u8]; 3], mut skip: usize) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); 3];
@@ -272,9 +275,18 @@ pub(crate) fn try_write(stream: &TcpStream, parts: [&[u8]; 3], mut skip: usize) 
             used += 1;
         }
     }
+    let total: usize = slices[..used].iter().map(|slice| slice.len()).sum();
     match used {
         0 => Ok(0),
         1 => stream.try_write(&slices[0]),
+        _ if total <= SMALL => {
+            let (mut copy, mut filled) = ([0; SMALL], 0);
+            for slice in &slices[..used] {
+                copy[filled..filled + slice.len()].copy_from_slice(slice);
+                filled += slice.len();
+            }
+            stream.try_write(&copy[..filled])
+        }
         _ => stream.try_write_vectored(&slices[..used]),
     }
 }

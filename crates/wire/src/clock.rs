@@ -34,9 +34,10 @@ impl Clock {
         self.limits.message
     }
 
-    /// Notes that a piece of the response was written.
+    /// Notes that a piece of the response was written, if a limit depends on it.
     pub(crate) fn wrote(&mut self) {
-        if self.limits.idle.is_some() || self.wrote.is_none() {
+        let Limits { idle, response_start, .. } = self.limits;
+        if idle.is_some() || response_start.is_some() && self.wrote.is_none() {
             self.wrote = Some(Instant::now());
         }
     }
