@@ -5,6 +5,7 @@
 //! Sleeping revisions wake when this program gives them endpoints, so what is measured is what the activator does:
 //! take the requests, hold them, hear of the endpoints, and pass the requests on.
 
+mod added;
 mod changes;
 mod gateway;
 mod refusing;
@@ -31,7 +32,6 @@ use tokio::{
 
 use crate::{
     figures::{ms, quantile},
-    paced,
     queue_proxy::{
         Table,
         load::{self, Load, Protocol},
@@ -65,6 +65,12 @@ pub(crate) struct Options {
     /// Requests per second at which added latency is measured.
     #[arg(long, value_delimiter = ',', default_value = "5000,15000")]
     rates: Vec<f64>,
+    /// Requests at a time with which added latency is measured as well.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,5,6")]
+    closed: Vec<usize>,
+    /// Slices of time in which added latency is measured; each has a quarter of a second for each proxy.
+    #[arg(long, default_value_t = 20)]
+    slices: usize,
     /// Seconds per measurement.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
@@ -123,7 +129,6 @@ pub(crate) async fn run(options: Options) -> Result<()> {
                     let activator = start(path, cluster, *is_own).await?;
                     measure(name, revisions, &activator, &options, &mut table).await?;
                     if is_first {
-                        added(name, &activator, sidecar.address, &options, &mut table).await?;
                         behind_envoy(name, &activator, &options, &mut table).await?;
                     }
                     activator.stop().await?;
@@ -132,15 +137,32 @@ pub(crate) async fn run(options: Options) -> Result<()> {
             if is_first {
                 let floor = forwarder(sidecar.address).await?;
                 measure("forwarder", revisions, &floor, &options, &mut table).await?;
-                added("forwarder", &floor, sidecar.address, &options, &mut table).await?;
                 floor.stop().await?;
             }
             if Kind::Nginx.is_installed() && is_first {
                 let nginx = Running::start(&Kind::Nginx, &Program::at(sidecar.address), Protocol::Http1).await?;
                 measure("nginx", revisions, &nginx, &options, &mut table).await?;
-                added("nginx", &nginx, sidecar.address, &options, &mut table).await?;
                 behind_envoy("nginx", &nginx, &options, &mut table).await?;
                 nginx.stop().await?;
+            }
+        }
+        if is_first {
+            let mut proxies = Vec::new();
+            for cluster in &clusters {
+                for (name, path, is_own) in &activators {
+                    let name = format!("{name}{}", if cluster.observed { ", observed" } else { "" });
+                    proxies.push((name, start(path, cluster, *is_own).await?));
+                }
+            }
+            proxies.push(("forwarder".to_owned(), forwarder(sidecar.address).await?));
+            if Kind::Nginx.is_installed() {
+                let nginx = Running::start(&Kind::Nginx, &Program::at(sidecar.address), Protocol::Http1).await?;
+                proxies.push(("nginx".to_owned(), nginx));
+            }
+            // A thread of its own, which waits with the finest clock, while this one's others serve the API.
+            tokio::task::block_in_place(|| added::measure(&proxies, sidecar.address, &options, &mut table))?;
+            for (_, proxy) in proxies {
+                proxy.stop().await?;
             }
         }
     }
@@ -177,37 +199,6 @@ async fn measure(name: &str, revisions: usize, proxy: &Running, options: &Option
     Ok(())
 }
 
-/// What the proxy adds to the latency of the path, at rates that leave some of the machine idle: once beside requests
-/// that go past it meanwhile, and once beside a run of its own without it.
-async fn added(name: &str, proxy: &Running, without: SocketAddr, options: &Options, table: &mut Table) -> Result<()> {
-    for rate in &options.rates {
-        let duration = Duration::from_secs_f64(options.seconds);
-        let (body, fields) = (SMALL, BUSY);
-        let load = Load { protocol: Protocol::Http1, connections: 50, body, rate: Some(*rate), duration, fields };
-        let (machine_before, cpu_before) = (machine()?, proxy.cpu());
-        let [figures, past] = paced::beside(load, proxy.address, without).await.with_context(|| name.to_owned())?;
-        let (machine_after, cpu_after) = (machine()?, proxy.cpu());
-        let idle = (machine_after.0 - machine_before.0) / (machine_after.1 - machine_before.1);
-        let label = format!("{rate}/s over 50 conn");
-        table.add(name, &format!("{label}: idle share of the machine, %"), idle * 100.0);
-        let cpu = (cpu_after - cpu_before).as_secs_f64() * 1e6 / figures.requests as f64;
-        table.add(name, &format!("{label}: CPU/request, us"), cpu);
-        for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
-            let (with, without) = (figures.quantile(share), past.quantile(share));
-            table.add(name, &format!("{label}: {what} of the whole path, us"), with * 1e6);
-            table.add(name, &format!("{label}: added {what}, us"), (with - without) * 1e6);
-        }
-        let alone = paced::run(load, without).await?;
-        let figures = paced::run(load, proxy.address).await.with_context(|| name.to_owned())?;
-        for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
-            let (with, without) = (figures.quantile(share), alone.quantile(share));
-            table.add(name, &format!("{label}, two runs: {what} of the whole path, us"), with * 1e6);
-            table.add(name, &format!("{label}, two runs: added {what}, us"), (with - without) * 1e6);
-        }
-    }
-    Ok(())
-}
-
 /// The program on a thread of its own, so that it is woken as a process of its own would be.
 fn program() -> Result<Program> {
     let (started, start) = std::sync::mpsc::channel();
@@ -233,15 +224,6 @@ async fn forwarder(to: SocketAddr) -> Result<Running> {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Running::adopt(child, address, before.elapsed())
-}
-
-/// Idle and all time of all cores, in ticks.
-fn machine() -> Result<(f64, f64)> {
-    let stat = std::fs::read_to_string("/proc/stat")?;
-    let line = stat.lines().next().context("/proc/stat is empty")?;
-    let ticks: Vec<f64> = line.split_whitespace().skip(1).take(8).filter_map(|text| text.parse().ok()).collect();
-    ensure!(ticks.len() == 8, "/proc/stat begins with {line:?}");
-    Ok((ticks[3] + ticks[4], ticks.iter().sum()))
 }
 
 /// The whole path of an installation.
@@ -346,6 +328,7 @@ async fn start(path: &Path, cluster: &Cluster, is_own: bool) -> Result<Running> 
         ("CONFIG_OBSERVABILITY_NAME", "config-observability"),
         ("LOG_LEVEL", "error"),
         ("METRICS_PROMETHEUS_PORT", &free().await?.port().to_string()),
+        ("PROFILING_PORT", &free().await?.port().to_string()),
     ]);
     if is_own {
         address = free().await?;

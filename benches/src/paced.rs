@@ -1,4 +1,4 @@
-//! An open loop whose requests leave when they are due, to a few microseconds.
+//! An open loop whose requests leave when they are due, to a few microseconds; and a closed one in the same place.
 //!
 //! Sleeping tasks wake on whole milliseconds: at 10,000 requests per second ten of them leave together, and what is
 //! measured is how long a burst of ten takes. Here one thread waits for answers and for the next request at once,
@@ -14,6 +14,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     num::NonZeroU64,
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -44,83 +45,129 @@ struct Connection {
     answer: Vec<u8>,
 }
 
-/// Runs `load`, which has a rate, over HTTP/1.1 to its end.
-pub(crate) async fn run(load: Load, address: SocketAddr) -> Result<Figures> {
-    let mut figures = tokio::task::spawn_blocking(move || drive(load, &[address])).await??;
-    figures.pop().context("one address has one way")
+/// Connections to some addresses, driven by the thread that calls.
+pub(crate) struct Pacer {
+    epoll: OwnedFd,
+    ways: Vec<Way>,
+    load: Load,
+    request: Vec<u8>,
 }
 
-/// As `run`, with one more request past the proxy, to `without`, for every few of `load`. What the requests through the
-/// proxy took, and the others.
-pub(crate) async fn beside(load: Load, proxy: SocketAddr, without: SocketAddr) -> Result<[Figures; 2]> {
-    let figures = tokio::task::spawn_blocking(move || drive(load, &[proxy, without])).await??;
-    figures.try_into().ok().context("two addresses have two ways")
-}
+// === impl Pacer ===
 
-fn drive(load: Load, addresses: &[SocketAddr]) -> Result<Vec<Figures>> {
-    let rate = load.rate.context("an open loop has a rate")?;
-    let request = request(load, addresses[0]);
-    rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut ways = Vec::new();
-    for (way, address) in addresses.iter().enumerate() {
-        let mut connections = Vec::new();
-        for number in 0..load.connections {
-            let mut connection = Connection::open(*address)?;
-            connection.stream.write_all(&request)?;
-            while !connection.read(load.body)? {}
-            connection.stream.set_nonblocking(true)?;
-            let token = epoll::EventData::new_u64((number * addresses.len() + way) as u64);
-            epoll::add(&epoll, &connection.stream, token, epoll::EventFlags::IN)?;
-            connections.push(connection);
+impl Pacer {
+    /// Opens so many connections as `load` says to every address, and asks once over each of them.
+    pub(crate) fn open(load: Load, addresses: &[SocketAddr]) -> Result<Self> {
+        rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
+        let request = request(load, *addresses.first().context("an address is needed")?);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let mut ways = Vec::new();
+        for (way, address) in addresses.iter().enumerate() {
+            let mut connections = Vec::new();
+            for number in 0..load.connections {
+                let mut connection = Connection::open(*address)?;
+                connection.stream.write_all(&request)?;
+                while !connection.read(load.body)? {}
+                connection.stream.set_nonblocking(true)?;
+                let token = epoll::EventData::new_u64((number * addresses.len() + way) as u64);
+                epoll::add(&epoll, &connection.stream, token, epoll::EventFlags::IN)?;
+                connections.push(connection);
+            }
+            ways.push(Way { free: (0..connections.len()).collect(), connections, taken: Vec::new() });
         }
-        ways.push(Way { free: (0..connections.len()).collect(), connections, taken: Vec::new() });
+        Ok(Self { epoll, ways, load, request })
     }
 
-    let through = (rate * load.duration.as_secs_f64()) as usize;
-    let (total, rate, turns) = match ways.len() {
-        1 => (through, rate, 1),
-        _ => (through + through / THROUGH, rate * (THROUGH + 1) as f64 / THROUGH as f64, THROUGH + 1),
-    };
-    let due = |number: usize| Duration::from_secs_f64(number as f64 / rate);
-    // The last of every few turns is the last way's, all others are the first's.
-    let way = |number: usize, ways: usize| if number % turns == turns - 1 { ways - 1 } else { 0 };
-    let mut events = Vec::with_capacity(64);
-    let (started, mut next, mut answered) = (Instant::now(), 0, 0);
-    while answered < total {
-        let all = ways.len();
-        while next < total
-            && due(next) <= started.elapsed()
-            && let Way { connections, free, .. } = &mut ways[way(next, all)]
-            && let Some(number) = free.pop_front()
-        {
-            let connection = &mut connections[number];
-            connection.due = due(next);
-            connection.stream.write_all(&request)?;
-            next += 1;
+    /// Requests to the address of that number, `rate` in a second, until all are answered.
+    pub(crate) fn run(&mut self, way: usize, rate: f64) -> Result<Figures> {
+        self.drive(rate, &|_| way)?;
+        Ok(self.figures(way))
+    }
+
+    /// As `run`, with one more request `past` it for every few. What the requests took, and the others.
+    pub(crate) fn beside(&mut self, way: usize, past: usize, rate: f64) -> Result<[Figures; 2]> {
+        // The last of every few turns is the other way's.
+        let turn = |number: usize| if number % (THROUGH + 1) == THROUGH { past } else { way };
+        self.drive(rate * (THROUGH + 1) as f64 / THROUGH as f64, &turn)?;
+        Ok([self.figures(way), self.figures(past)])
+    }
+
+    /// As `run`, but over `connections` that each ask again as soon as they are answered.
+    pub(crate) fn closed(&mut self, way: usize, connections: usize) -> Result<Figures> {
+        let started = Instant::now();
+        let all = self.ways.len();
+        let mut events = Vec::with_capacity(64);
+        let mut under_way = 0;
+        for connection in &mut self.ways[way].connections[..connections] {
+            connection.due = started.elapsed();
+            connection.stream.write_all(&self.request)?;
+            under_way += 1;
         }
-        let may_send = next < total && !ways[way(next, all)].free.is_empty();
-        let wait = if may_send { due(next).saturating_sub(started.elapsed()) } else { PATIENCE };
-        let ready = poll(&mut [PollFd::new(&epoll, PollFlags::IN)], Some(&Timespec::try_from(wait)?))?;
-        ensure!(ready > 0 || may_send, "{} of {total} answers are missing", total - answered);
-        if ready == 0 {
-            continue;
-        }
-        events.clear();
-        epoll::wait(&epoll, spare_capacity(&mut events), Some(&Timespec::default()))?;
-        for event in &events {
-            let token = event.data.u64() as usize;
-            let (way, number) = (&mut ways[token % all], token / all);
-            let connection = &mut way.connections[number];
-            if connection.read(load.body)? {
-                way.taken.push(started.elapsed() - connection.due);
-                way.free.push_back(number);
-                answered += 1;
+        while under_way > 0 {
+            events.clear();
+            epoll::wait(&self.epoll, spare_capacity(&mut events), None)?;
+            for event in &events {
+                let token = event.data.u64() as usize;
+                let (way, number) = (&mut self.ways[token % all], token / all);
+                let connection = &mut way.connections[number];
+                if connection.read(self.load.body)? {
+                    let now = started.elapsed();
+                    way.taken.push(now - connection.due);
+                    if now < self.load.duration {
+                        connection.due = now;
+                        connection.stream.write_all(&self.request)?;
+                    } else {
+                        under_way -= 1;
+                    }
+                }
             }
         }
+        Ok(self.figures(way))
     }
-    let time = started.elapsed();
-    Ok(ways.into_iter().map(|way| Figures::new(way.taken, time)).collect())
+
+    fn figures(&mut self, way: usize) -> Figures {
+        Figures::new(std::mem::take(&mut self.ways[way].taken), self.load.duration)
+    }
+
+    fn drive(&mut self, rate: f64, way: &dyn Fn(usize) -> usize) -> Result<()> {
+        let total = (rate * self.load.duration.as_secs_f64()) as usize;
+        let due = |number: usize| Duration::from_secs_f64(number as f64 / rate);
+        let all = self.ways.len();
+        let mut events = Vec::with_capacity(64);
+        let (started, mut next, mut answered) = (Instant::now(), 0, 0);
+        while answered < total {
+            while next < total
+                && due(next) <= started.elapsed()
+                && let Way { connections, free, .. } = &mut self.ways[way(next)]
+                && let Some(number) = free.pop_front()
+            {
+                let connection = &mut connections[number];
+                connection.due = due(next);
+                connection.stream.write_all(&self.request)?;
+                next += 1;
+            }
+            let may_send = next < total && !self.ways[way(next)].free.is_empty();
+            let wait = if may_send { due(next).saturating_sub(started.elapsed()) } else { PATIENCE };
+            let ready = poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&Timespec::try_from(wait)?))?;
+            ensure!(ready > 0 || may_send, "{} of {total} answers are missing", total - answered);
+            if ready == 0 {
+                continue;
+            }
+            events.clear();
+            epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&Timespec::default()))?;
+            for event in &events {
+                let token = event.data.u64() as usize;
+                let (way, number) = (&mut self.ways[token % all], token / all);
+                let connection = &mut way.connections[number];
+                if connection.read(self.load.body)? {
+                    way.taken.push(started.elapsed() - connection.due);
+                    way.free.push_back(number);
+                    answered += 1;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 // === impl Connection ===
