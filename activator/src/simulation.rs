@@ -1,9 +1,9 @@
 //! Everything that decides where a request goes, on virtual time, with whatever can go wrong going wrong.
 //!
 //! A seed decides everything: who does what when, and which of several tasks that can run is next. The throttler, the
-//! backends, the dispatching and the reports are the real ones; pods (with the sidecar's real breaker), watches, the
-//! autoscaler and its connections are models that fail. `SIMULATION_SEED=n` replays a seed, `SIMULATION_SEEDS=n` says
-//! how many to run.
+//! backends, the dispatching, the reports and the pools of connections are the real ones; pods (with the sidecar's real
+//! breaker), connections to them, watches, the autoscaler and its connections are models that fail.
+//! `SIMULATION_SEED=n` replays a seed, `SIMULATION_SEEDS=n` says how many to run.
 
 mod activators;
 mod cluster;
@@ -19,7 +19,7 @@ use std::{
 use parking_lot::Mutex;
 
 use self::{
-    activators::{Activator, Outcome},
+    activators::{Activator, Event, Outcome},
     cluster::Revision,
     executor::Executor,
 };
@@ -27,8 +27,14 @@ use self::{
 const SECOND: Duration = Duration::from_secs(1);
 const CHAOS: Duration = Duration::from_secs(8);
 
-/// How requests ended.
-type Tally = BTreeMap<u16, usize>;
+/// How requests ended, and what happened on their way.
+type Tally = BTreeMap<Seen, usize>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Seen {
+    Status(u16),
+    Event(Event),
+}
 
 #[derive(Default)]
 struct Requests {
@@ -48,11 +54,23 @@ fn simulate(seed: u64) -> Tally {
     let requests: Arc<Mutex<Requests>> = Arc::default();
     executor.spawn(send(executor.clone(), CHAOS, 40, false, serving.clone(), requests.clone()));
 
-    let check = || everyone.lock().iter().for_each(|activator| activator.check());
-    executor.run_until(CHAOS, check);
+    // The pools' own time, which passes in steps; nothing else runs there.
+    let pools = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let pools = pools.expect("nothing is needed for it");
+    let _guard = pools.enter();
+    let (clock, mut passed) = (executor.clone(), 0);
+    let mut check = || {
+        everyone.lock().iter().for_each(|activator| activator.check());
+        let now = clock.now().as_secs();
+        if now > passed {
+            pools.block_on(tokio::time::advance(Duration::from_secs(now - passed)));
+            passed = now;
+        }
+    };
+    executor.run_until(CHAOS, &mut check);
     revisions.iter().for_each(Revision::calm_down);
     // What was begun before may fail until its own limit; what comes after everyone has heard that all is well may not.
-    executor.run_until(CHAOS + 40 * SECOND, check);
+    executor.run_until(CHAOS + 40 * SECOND, &mut check);
     let end = CHAOS + 45 * SECOND;
     executor.spawn(send(executor.clone(), end, 4, true, serving, requests.clone()));
     executor.run_until(end + 60 * SECOND, check);
@@ -60,7 +78,13 @@ fn simulate(seed: u64) -> Tally {
     let requests = requests.lock();
     assert_eq!(requests.started, requests.ended, "requests were not answered");
     everyone.lock().iter().for_each(|activator| activator.check_idle());
-    requests.tally.clone()
+    let mut tally = requests.tally.clone();
+    for handler in everyone.lock().iter().flat_map(|activator| &activator.handlers) {
+        for (event, count) in &*handler.events.lock() {
+            *tally.entry(Seen::Event(*event)).or_default() += count;
+        }
+    }
+    tally
 }
 
 /// Activators join and leave, and hear of each other late.
@@ -123,7 +147,7 @@ async fn send(
                 let mut requests = requests.lock();
                 requests.ended += 1;
                 if let Outcome::Status(status) = outcome {
-                    *requests.tally.entry(status).or_default() += 1;
+                    *requests.tally.entry(Seen::Status(status)).or_default() += 1;
                 }
             });
         }
@@ -157,15 +181,16 @@ mod tests {
                             panic!("seed {seed} failed; replay it with SIMULATION_SEED={seed}");
                         };
                         let mut total = total.lock();
-                        tally.into_iter().for_each(|(status, count)| *total.entry(status).or_default() += count);
+                        tally.into_iter().for_each(|(seen, count)| *total.entry(seen).or_default() += count);
                     }
                 });
             }
         });
         let total = total.into_inner();
         println!("{seeds} seeds: {total:?}");
-        for status in [200, 500, 502, 503, 504] {
-            assert!(total.contains_key(&status), "no seed led to a {status}: {total:?}");
+        let events = [Event::Reused, Event::LookedAt, Event::Again, Event::Over].map(Seen::Event);
+        for seen in [200, 500, 502, 503, 504].map(Seen::Status).into_iter().chain(events) {
+            assert!(total.contains_key(&seen), "no seed led to {seen:?}: {total:?}");
         }
     }
 

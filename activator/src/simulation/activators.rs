@@ -2,30 +2,34 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use futures::future::{Either, select};
-use net::SendFailure;
+use net::{Idle, IdleLimits, Look, Retry, SendFailure};
 use parking_lot::Mutex;
 use proto::WireStatMessages;
 
 use super::{
-    cluster::{Part, Probes, Revision, Work},
+    cluster::{Connection as ToPod, Lost, Part, Probes, Revision, Work},
     executor::Executor,
 };
 use crate::{
     backends::{Addresses, Backends, Peers, Reach, Treatment},
     clock,
-    dispatch::{Attempt, Broken, Failure, PATIENCE, Patience, dispatch},
+    dispatch::{Attempt, Broken, Failure, PATIENCE, Patience, Reached, dispatch},
     revisions,
     sink::{self, Connection},
     stats::Reporter,
-    throttler::{Bound, Endpoint, Lease, Policy, QueueLimit, Throttler, Turn},
+    throttler::{Bound, Endpoint, Lease, Pod, Policy, QueueLimit, Throttler, Turn},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// Idle connections to pods: fewer, and for less time, than are left over.
+const MAX_IDLE: Bound = Bound { each: 2, total: 4 };
+const IDLE: Duration = Duration::from_secs(10);
 
 /// One activator.
 pub(super) struct Activator {
@@ -34,6 +38,7 @@ pub(super) struct Activator {
     limit: Arc<QueueLimit>,
     reporter: Arc<Reporter>,
     probes: Arc<Mutex<usize>>,
+    idle: Arc<IdleLimits>,
 }
 
 /// Its part for one revision.
@@ -43,11 +48,18 @@ pub(super) struct Handler {
     /// What it has heard of each part of the endpoints.
     view: Mutex<BTreeMap<String, Addresses>>,
     /// Every pod there was, to find what was not given back.
-    pods: Mutex<Vec<Arc<crate::throttler::Pod>>>,
+    pods: Mutex<Vec<Arc<Pod>>>,
+    /// Kept connections, by pod.
+    connections: Mutex<Vec<(Weak<Pod>, Kept)>>,
+    idle: Arc<IdleLimits>,
+    pub(super) events: Mutex<BTreeMap<Event, usize>>,
     order: Mutex<Order>,
     /// Requests that have come and not ended.
     here: Arc<Mutex<usize>>,
 }
+
+/// Idle connections to one pod.
+type Kept = Arc<Idle<ToPod>>;
 
 /// One of them.
 struct Here(Arc<Mutex<usize>>);
@@ -61,6 +73,19 @@ struct Order {
     admitted: Option<u64>,
 }
 
+/// What happened on the way to pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Event {
+    /// A kept connection was used again.
+    Reused,
+    /// One that had been closed was not written to.
+    LookedAt,
+    /// A connection that was kept broke, and another one was used.
+    Again,
+    /// It broke, and nobody knows who has seen the request.
+    Over,
+}
+
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -72,6 +97,8 @@ struct Request<'a> {
     executor: &'a Executor,
     handler: &'a Handler,
     delivered: bool,
+    /// It may be answered by two programs.
+    repeatable: bool,
     number: u64,
 }
 
@@ -83,8 +110,10 @@ impl Activator {
         let probes = Arc::new(Mutex::new(0));
         let (sink, connection) = sink::new("ws://autoscaler:8080");
         let reporter = Reporter::new(format!("activator-{number}"), sink);
-        let handlers = models.iter().map(|model| Handler::new(model.clone(), limit.clone(), probes.clone())).collect();
-        let activator = Arc::new(Self { executor: executor.clone(), handlers, limit, reporter, probes });
+        let idle = IdleLimits::new(MAX_IDLE.each, MAX_IDLE.total, IDLE, 0);
+        let handler = |model: &Arc<Revision>| Handler::new(model.clone(), limit.clone(), probes.clone(), idle.clone());
+        let handlers = models.iter().map(handler).collect();
+        let activator = Arc::new(Self { executor: executor.clone(), handlers, limit, reporter, probes, idle });
         executor.spawn(activator.clone().connect(connection));
         let this = activator.clone();
         executor.spawn(async move {
@@ -180,7 +209,8 @@ impl Activator {
         let _counted = self.reporter.enter(&handler.revision, clock::now());
         let number = handler.order.lock().arrive();
         let executor = &self.executor;
-        let mut request = Request { executor, handler, delivered: false, number };
+        let repeatable = executor.chance(50);
+        let mut request = Request { executor, handler, delivered: false, repeatable, number };
         let outcome = {
             let work = async {
                 let turn = Turn::new(100);
@@ -189,7 +219,7 @@ impl Activator {
                     Ok((work, lease)) => {
                         executor.sleep(executor.up_to(SECOND / 10)).await;
                         let status = work.status;
-                        drop(work);
+                        handler.connections(lease.pod()).keep(handler.model.end(work));
                         drop(lease);
                         Outcome::Status(status)
                     }
@@ -224,6 +254,7 @@ impl Activator {
     pub(super) fn check_idle(&self) {
         assert_eq!(self.limit.held(), (0, 0), "places in the queue leaked");
         assert_eq!(*self.probes.lock(), 0, "probes go on though every pod is ready");
+        assert_eq!(self.idle.kept(), 0, "idle connections were kept for longer than their time");
         assert!(self.reporter.active().is_empty(), "a revision without requests is still reported");
         for handler in &self.handlers {
             assert_eq!(handler.revision.throttler.waiting(), 0, "waiters leaked");
@@ -237,7 +268,12 @@ impl Activator {
 // === impl Handler ===
 
 impl Handler {
-    fn new(model: Arc<Revision>, limit: Arc<QueueLimit>, outstanding: Arc<Mutex<usize>>) -> Self {
+    fn new(
+        model: Arc<Revision>,
+        limit: Arc<QueueLimit>,
+        outstanding: Arc<Mutex<usize>>,
+        idle: Arc<IdleLimits>,
+    ) -> Self {
         let policies = [Policy::LeastOfTwo, Policy::FirstAvailable, Policy::RoundRobin, Policy::Random];
         let throttler = Throttler::new(limit, policies[model.below(4)]);
         let reach = [Reach::Pods, Reach::Either][model.below(2)];
@@ -250,9 +286,28 @@ impl Handler {
             revision,
             view: Mutex::default(),
             pods: Mutex::default(),
+            connections: Mutex::default(),
+            idle,
+            events: Mutex::default(),
             order: Mutex::default(),
             here: Arc::default(),
         }
+    }
+
+    /// Those to `pod` that are kept.
+    fn connections(&self, pod: &Arc<Pod>) -> Kept {
+        let mut connections = self.connections.lock();
+        connections.retain(|(pod, _)| pod.strong_count() > 0);
+        if let Some((_, idle)) = connections.iter().find(|(known, _)| known.as_ptr() == Arc::as_ptr(pod)) {
+            return idle.clone();
+        }
+        let idle = Arc::new(Idle::new(self.idle.clone()));
+        connections.push((Arc::downgrade(pod), idle.clone()));
+        idle
+    }
+
+    fn count(&self, event: Event) {
+        *self.events.lock().entry(event).or_default() += 1;
     }
 
     fn remember(&self) {
@@ -349,7 +404,44 @@ impl Attempt for Request<'_> {
     async fn send(&mut self, lease: &Lease) -> Result<Work, Broken<SendFailure>> {
         let endpoint = lease.pod().endpoint();
         assert!(self.handler.lists(endpoint), "a request goes to a pod that has left the endpoints");
-        self.handler.model.serve(endpoint, &mut self.delivered).await
+        let (handler, model) = (self.handler, &self.handler.model);
+        let broken =
+            |what: &str, reached| Broken { error: SendFailure::new(what, reached != Reached::Perhaps), reached };
+        let idle = handler.connections(lease.pod());
+        // As `wire` does it.
+        loop {
+            let now = self.executor.now();
+            let kept = idle.take(|connection| match connection.is_known_to_have_ended(now) {
+                true => Look::Close,
+                false => Look::Take,
+            });
+            let (connection, kept) = match kept {
+                Some(connection) if !self.repeatable && connection.has_ended(now) => {
+                    handler.count(Event::LookedAt);
+                    continue;
+                }
+                Some(connection) => (connection, true),
+                None => match model.connect(endpoint).await {
+                    Some(connection) => (connection, false),
+                    None => return Err(broken("connection refused", Reached::Nobody)),
+                },
+            };
+            if kept {
+                handler.count(Event::Reused);
+            }
+            match model.serve(connection, self.repeatable, &mut self.delivered).await {
+                Ok(work) => return Ok(work),
+                Err(Lost::Told(reached)) => return Err(broken("the program is not there", reached)),
+                Err(Lost::Broken { written }) => match net::after_break(kept, written, self.repeatable) {
+                    Retry::Here => handler.count(Event::Again),
+                    Retry::Elsewhere => return Err(broken("closed before it was written", Reached::Nobody)),
+                    Retry::Nowhere => {
+                        handler.count(Event::Over);
+                        return Err(broken("connection reset", Reached::Perhaps));
+                    }
+                },
+            }
+        }
     }
 
     fn patience(&self) -> Patience {

@@ -8,14 +8,14 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use net::{Breaker, SendFailure, Slot};
+use net::{Breaker, Slot};
 use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::executor::Executor;
 use crate::{
     backends::{Addresses, Backends, Prober, ServiceRef},
-    dispatch::{Broken, Reached},
+    dispatch::Reached,
     probe::{Asked, No, until_ready},
     throttler::{Endpoint, Pod, Uid},
 };
@@ -59,6 +59,25 @@ struct Model {
     concurrency: usize,
     sidecar: Sidecar,
     crashed: CancellationToken,
+    crashed_at: Mutex<Option<Duration>>,
+}
+
+/// A connection to a pod. The pod closes it at some time when it is idle, or when it crashes; that takes a moment to
+/// arrive, and another one to be heard of.
+pub(super) struct Connection {
+    model: Arc<Model>,
+    closes: Option<Duration>,
+    arrives_after: Duration,
+    heard_after: Duration,
+}
+
+/// Why a pod gave no answer of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// Its sidecar says so.
+    Told(Reached),
+    /// The connection broke, before or after something was written to it.
+    Broken { written: bool },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +105,7 @@ enum Sidecar {
 /// What a request holds in a pod until its response has ended.
 pub(super) struct Work {
     pub(super) status: u16,
+    connection: Connection,
     _slot: Option<Slot>,
     _running: Running,
 }
@@ -194,6 +214,7 @@ impl Revision {
             concurrency: self.concurrency,
             sidecar: [Sidecar::AtOnce, Sidecar::Holds][self.below(2)],
             crashed: CancellationToken::new(),
+            crashed_at: Mutex::default(),
         });
         self.state.lock().pods.insert(endpoint, model.clone());
         executor.sleep(executor.up_to(SECOND)).await;
@@ -254,6 +275,7 @@ impl Revision {
 
     fn crash(&self, model: &Model) {
         *model.condition.lock() = Condition::Absent;
+        *model.crashed_at.lock() = Some(self.executor.now());
         model.crashed.cancel();
     }
 
@@ -280,16 +302,33 @@ impl Revision {
         state.pods.get(endpoint).filter(|model| *model.condition.lock() != Condition::Absent).cloned()
     }
 
-    /// What a request meets at the pod; `delivered` once the program may have seen it.
-    pub(super) async fn serve(&self, endpoint: &Endpoint, delivered: &mut bool) -> Result<Work, Broken<SendFailure>> {
-        let broken =
-            |what: &str, reached| Broken { error: SendFailure::new(what, reached != Reached::Perhaps), reached };
+    /// A new connection to a pod, if anything listens there.
+    pub(super) async fn connect(&self, endpoint: &Endpoint) -> Option<Connection> {
+        self.executor.sleep(self.executor.up_to(Duration::from_millis(5))).await;
+        let model = self.model(endpoint)?;
+        Some(Connection { model, closes: None, arrives_after: Duration::ZERO, heard_after: Duration::ZERO })
+    }
+
+    /// What a request meets on a connection; `delivered` once a program may have seen it, which may be one of several
+    /// only if it is `repeatable`.
+    pub(super) async fn serve(
+        &self,
+        connection: Connection,
+        repeatable: bool,
+        delivered: &mut bool,
+    ) -> Result<Work, Lost> {
         let executor = &self.executor;
-        executor.sleep(executor.up_to(Duration::from_millis(5))).await;
-        let Some(model) = self.model(endpoint) else { return Err(broken("connection refused", Reached::Nobody)) };
-        if !self.is_calm() && executor.chance(3) {
-            return Err(broken("closed before the request was written", Reached::Nobody));
+        // What has been reset cannot be written to; of a mere end the writer has not heard.
+        let written = !connection.has_ended(executor.now()) || executor.chance(50);
+        if !written || !self.is_calm() && executor.chance(3) {
+            return Err(Lost::Broken { written: false });
         }
+        executor.sleep(executor.up_to(Duration::from_millis(5))).await;
+        if connection.is_closed(executor.now()) {
+            executor.sleep(executor.up_to(Duration::from_millis(5))).await;
+            return Err(Lost::Broken { written: true });
+        }
+        let model = connection.model.clone();
         let program_is_gone = || *model.condition.lock() == Condition::Dead;
         let work = async {
             let slot = match &model.breaker {
@@ -298,25 +337,65 @@ impl Revision {
             };
             executor.sleep(executor.up_to(Duration::from_millis(1))).await;
             if program_is_gone() {
-                return Err(broken("the program does not listen", Reached::Sidecar));
+                return Err(Lost::Told(Reached::Sidecar));
             }
-            assert!(!std::mem::replace(delivered, true), "a request was sent to two programs");
+            assert!(!std::mem::replace(delivered, true) || repeatable, "a request was sent to two programs");
             let running = Running::enter(model.clone());
-            loop {
+            let status = loop {
                 let condition = *model.condition.lock();
                 executor.sleep(Duration::from_millis(1) + executor.up_to(SECOND / 4)).await;
                 match condition {
                     Condition::Hanging | Condition::Starting => {}
-                    Condition::Dead => return Err(broken("the program ended", Reached::Perhaps)),
-                    Condition::Failing => return Ok(Work { status: 500, _slot: slot, _running: running }),
-                    _ => return Ok(Work { status: 200, _slot: slot, _running: running }),
+                    Condition::Dead => return Err(Lost::Told(Reached::Perhaps)),
+                    Condition::Failing => break 500,
+                    _ => break 200,
                 }
-            }
+            };
+            Ok((status, slot, running))
         };
         match select(Box::pin(work), Box::pin(model.crashed.cancelled())).await {
-            Either::Left((work, _)) => work,
-            Either::Right(_) => Err(broken("connection reset", Reached::Perhaps)),
+            Either::Left((Ok((status, slot, running)), _)) => {
+                Ok(Work { status, connection, _slot: slot, _running: running })
+            }
+            Either::Left((Err(lost), _)) => Err(lost),
+            Either::Right(_) => Err(Lost::Broken { written: true }),
         }
+    }
+
+    /// The response has ended; its connection may be used again as long as the pod keeps it.
+    pub(super) fn end(&self, work: Work) -> Connection {
+        let executor = &self.executor;
+        let mut connection = work.connection;
+        let moment = Duration::from_millis(5);
+        let closes = !self.is_calm() && executor.chance(70);
+        connection.closes = closes.then(|| executor.now() + executor.up_to(4 * SECOND));
+        connection.arrives_after = executor.up_to(moment);
+        connection.heard_after = connection.arrives_after + executor.up_to(10 * moment);
+        connection
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Nobody reads what is written to it.
+    fn is_closed(&self, now: Duration) -> bool {
+        self.since(Duration::ZERO, now)
+    }
+
+    /// Its end has arrived, for who looks.
+    pub(super) fn has_ended(&self, now: Duration) -> bool {
+        self.since(self.arrives_after, now)
+    }
+
+    /// And was heard of.
+    pub(super) fn is_known_to_have_ended(&self, now: Duration) -> bool {
+        self.since(self.heard_after, now)
+    }
+
+    fn since(&self, time: Duration, now: Duration) -> bool {
+        let closed = [self.closes, *self.model.crashed_at.lock()].into_iter().flatten().min();
+        closed.is_some_and(|closed| closed + time <= now)
     }
 }
 

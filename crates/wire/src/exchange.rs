@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, io, sync::Arc, task::Poll, task::ready};
 
-use net::{reason, with_date};
+use net::{Retry, after_break, reason, with_date};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -83,10 +83,10 @@ impl Client {
                     Err(cut) => break Err(Failure::Cut(cut)),
                 },
             };
+            let after = |written| after_break(used, written, plain.repeatable);
             let received = match self.send(&stream, plain, [out, rest, body]).await {
                 Ok(Ok(())) => self.race(poll_fn(|cx| stream.poll_read_ready(cx))).await,
-                // Not a byte has left.
-                Ok(Err((0, _))) if used => continue,
+                Ok(Err((0, _))) if after(false) == Retry::Here => continue,
                 Ok(Err((0, error))) => {
                     return Err(Failure::unsent(format!("write: {}", reason(&error))));
                 }
@@ -95,13 +95,12 @@ impl Client {
             };
             let mut buffer = match received {
                 Ok(Ok(())) => Buffer::take(),
-                Ok(Err(_)) if used && plain.repeatable => continue,
+                Ok(Err(_)) if after(true) == Retry::Here => continue,
                 Ok(Err(error)) => break Err(Failure::broken(format!("read: {}", reason(&error)))),
                 Err(cut) => break Err(Failure::Cut(cut)),
             };
             let read = match self.race(poll_fn(|cx| poll_read(&mut stream, cx, &mut buffer))).await {
-                // The backend closed a connection it had kept, at the moment it was used again.
-                Ok(Ok(0) | Err(_)) if used && plain.repeatable => continue,
+                Ok(Ok(0) | Err(_)) if after(true) == Retry::Here => continue,
                 Ok(Ok(0)) => break Err(Failure::broken("EOF")),
                 Ok(Ok(read)) => read,
                 Ok(Err(error)) => break Err(Failure::broken(format!("read: {}", reason(&error)))),
