@@ -7,7 +7,7 @@
 use parking_lot::{Mutex, MutexGuard};
 
 #[cfg(test)]
-pub(crate) use self::turns::{Turns, take_part};
+pub(crate) use self::turns::{for_seeds, run};
 
 /// Before something that other threads see.
 #[inline(always)]
@@ -34,6 +34,7 @@ mod turns {
     use std::{
         cell::RefCell,
         future::Future,
+        panic::{AssertUnwindSafe, catch_unwind},
         pin::pin,
         sync::Arc,
         task::{Context, Poll, Wake, Waker},
@@ -45,9 +46,40 @@ mod turns {
         static MINE: RefCell<Option<(Turns, usize)>> = const { RefCell::new(None) };
     }
 
+    /// Some threads that each do `work` while another does `other`, in an order that `seed` chooses. False if one of
+    /// them waits for something that never comes.
+    pub(crate) fn run<W: Future<Output = ()>, O: Future<Output = ()>>(
+        seed: u64,
+        work: impl Fn() -> W + Sync,
+        other: impl FnOnce() -> O + Send,
+    ) -> bool {
+        let workers = 2 + (seed % 3) as usize;
+        let turns = Turns::new(seed, workers + 1);
+        std::thread::scope(|scope| {
+            for me in 0..workers {
+                let (work, turns) = (&work, &turns);
+                scope.spawn(move || take_part(turns, me, work()));
+            }
+            scope.spawn(|| take_part(&turns, workers, other()));
+        });
+        !turns.stuck()
+    }
+
+    /// Runs `one` for the seed that `INTERLEAVED_SEED` says, or for 2,000, or as many as `INTERLEAVED_SEEDS` says.
+    pub(crate) fn for_seeds(one: impl Fn(u64)) {
+        let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
+        if let Some(seed) = number("INTERLEAVED_SEED") {
+            return one(seed);
+        }
+        for seed in 0..number("INTERLEAVED_SEEDS").unwrap_or(2000) {
+            let run = AssertUnwindSafe(|| one(seed));
+            assert!(catch_unwind(run).is_ok(), "seed {seed} failed; replay it with INTERLEAVED_SEED={seed}");
+        }
+    }
+
     /// Threads of which one runs at a time. Clones are the same.
     #[derive(Clone)]
-    pub(crate) struct Turns {
+    struct Turns {
         shared: Arc<Shared>,
     }
 
@@ -83,7 +115,7 @@ mod turns {
     struct Part(Turns, usize);
 
     impl Turns {
-        pub(crate) fn new(seed: u64, threads: usize) -> Self {
+        fn new(seed: u64, threads: usize) -> Self {
             let state = State {
                 random: fastrand::Rng::with_seed(seed),
                 current: None,
@@ -96,7 +128,7 @@ mod turns {
         }
 
         /// True if a thread waited for something that never came.
-        pub(crate) fn stuck(&self) -> bool {
+        fn stuck(&self) -> bool {
             self.shared.state.lock().stuck
         }
 
@@ -155,7 +187,7 @@ mod turns {
     }
 
     /// Runs `work` as one of the threads, from when all of them have come. None if it waited in vain.
-    pub(crate) fn take_part<F: Future>(turns: &Turns, me: usize, work: F) -> Option<F::Output> {
+    fn take_part<F: Future>(turns: &Turns, me: usize, work: F) -> Option<F::Output> {
         MINE.set(Some((turns.clone(), me)));
         {
             let mut state = turns.shared.state.lock();

@@ -98,58 +98,21 @@ mod tests {
         assert!(error.contains("tls.key"), "{error}");
     }
 
-    /// The certificate that a client is shown, unverified.
-    async fn shown(acceptor: TlsAcceptor) -> Vec<u8> {
-        use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-        use rustls::{DigitallySignedStruct, SignatureScheme};
-        use rustls_pki_types::{ServerName, UnixTime};
-
-        #[derive(Debug)]
-        struct Anyone;
-        type Checked<T> = Result<T, rustls::Error>;
-        impl ServerCertVerifier for Anyone {
-            fn verify_server_cert(
-                &self,
-                _: &CertificateDer<'_>,
-                _: &[CertificateDer<'_>],
-                _: &ServerName<'_>,
-                _: &[u8],
-                _: UnixTime,
-            ) -> Checked<ServerCertVerified> {
-                Ok(ServerCertVerified::assertion())
-            }
-            fn verify_tls12_signature(
-                &self,
-                _: &[u8],
-                _: &CertificateDer<'_>,
-                _: &DigitallySignedStruct,
-            ) -> Checked<HandshakeSignatureValid> {
-                Ok(HandshakeSignatureValid::assertion())
-            }
-            fn verify_tls13_signature(
-                &self,
-                _: &[u8],
-                _: &CertificateDer<'_>,
-                _: &DigitallySignedStruct,
-            ) -> Checked<HandshakeSignatureValid> {
-                Ok(HandshakeSignatureValid::assertion())
-            }
-            fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-                rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
-            }
-        }
-
+    /// Whether a client that trusts only `certificate` is shown it.
+    async fn shows(acceptor: TlsAcceptor, certificate: &CertificateDer<'static>) -> bool {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate.clone()).expect("valid");
         let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_root_certificates(roots)
             .with_no_client_auth();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let (client, server) = tokio::io::duplex(64 << 10);
-        let name = ServerName::try_from("a").expect("a name");
-        let (client, _) = tokio::try_join!(connector.connect(name, client), acceptor.accept(server)).expect("both");
-        client.get_ref().1.peer_certificates().expect("one")[0].to_vec()
+        let name = rustls_pki_types::ServerName::try_from("a").expect("a name");
+        let connected = tokio::try_join!(connector.connect(name, client), acceptor.accept(server));
+        connected
+            .is_ok_and(|(client, _)| client.get_ref().1.peer_certificates() == Some(std::slice::from_ref(certificate)))
     }
 
     #[tokio::test(start_paused = true)]
@@ -159,24 +122,24 @@ mod tests {
             let made = rcgen::generate_simple_self_signed(["a".to_owned()]).expect("a certificate");
             fs::write(folder.path().join("tls.crt"), made.cert.pem()).expect("writable");
             fs::write(folder.path().join("tls.key"), made.signing_key.serialize_pem()).expect("writable");
-            made.cert.der().to_vec()
+            made.cert.der().clone()
         };
         let first = write();
         let tls = Tls::open(folder.path(), &TlsSettings::default()).expect("valid").expect("there");
-        assert_eq!(shown(tls.acceptor()).await, first);
+        assert!(shows(tls.acceptor(), &first).await);
         let open = tls.acceptor();
         let second = write();
         tokio::time::sleep(RELOAD + Duration::from_secs(1)).await;
-        assert_eq!(shown(tls.acceptor()).await, second);
-        assert_eq!(shown(open).await, first, "what had begun with the old one goes on with it");
+        assert!(shows(tls.acceptor(), &second).await);
+        assert!(shows(open, &first).await, "what had begun with the old one goes on with it");
         fs::write(folder.path().join("tls.crt"), "nonsense").expect("writable");
         tokio::time::sleep(RELOAD).await;
-        assert_eq!(shown(tls.acceptor()).await, second);
+        assert!(shows(tls.acceptor(), &second).await);
         fs::remove_file(folder.path().join("tls.key")).expect("removable");
         tokio::time::sleep(RELOAD).await;
-        assert_eq!(shown(tls.acceptor()).await, second);
+        assert!(shows(tls.acceptor(), &second).await);
         let third = write();
         tokio::time::sleep(RELOAD).await;
-        assert_eq!(shown(tls.acceptor()).await, third);
+        assert!(shows(tls.acceptor(), &third).await);
     }
 }

@@ -1,5 +1,5 @@
 //! Threads that count requests while another reports, in every order that a seed may choose (see
-//! `throttler/interleaved.rs`). `INTERLEAVED_SEED=n` replays a seed, `INTERLEAVED_SEEDS=n` says how many to run.
+//! `throttler/interleaved.rs`).
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::Reporter;
 use crate::{
     clock,
-    preempt::{Turns, point, take_part},
+    preempt::{self, point},
     revisions::Revision,
     sink::{self, Connection},
 };
@@ -104,16 +104,9 @@ impl Rig {
 }
 
 fn interleave(seed: u64) {
-    let requesters = 2 + (seed % 3) as usize;
-    let (rig, turns, started) = (Rig::new(seed), Turns::new(seed, requesters + 1), Instant::now());
-    std::thread::scope(|scope| {
-        for me in 0..requesters {
-            let (rig, turns) = (&rig, &turns);
-            scope.spawn(move || take_part(turns, me, async { rig.requests() }));
-        }
-        scope.spawn(|| take_part(&turns, requesters, async { rig.reports(started) }));
-    });
-    assert!(!turns.stuck(), "somebody waits for ever");
+    let (rig, started) = (Rig::new(seed), Instant::now());
+    let ended = preempt::run(seed, || async { rig.requests() }, || async { rig.reports(started) });
+    assert!(ended, "somebody waits for ever");
     for second in 10..12 {
         rig.reporter.tick(started + Duration::from_secs(second));
     }
@@ -125,12 +118,5 @@ fn interleave(seed: u64) {
 
 #[test]
 fn every_request_is_reported_once_whoever_counts_it() {
-    let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
-    if let Some(seed) = number("INTERLEAVED_SEED") {
-        return interleave(seed);
-    }
-    for seed in 0..number("INTERLEAVED_SEEDS").unwrap_or(2000) {
-        let run = std::panic::AssertUnwindSafe(|| interleave(seed));
-        assert!(std::panic::catch_unwind(run).is_ok(), "seed {seed} failed; replay it with INTERLEAVED_SEED={seed}");
-    }
+    preempt::for_seeds(interleave);
 }

@@ -15,7 +15,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{Bound, Lease, Link, Pod, Policy, QueueLimit, Refused, Throttler, Turn};
-use crate::preempt::{Turns, point, take_part};
+use crate::preempt::{self, point};
 
 /// What the threads share besides the throttler.
 struct Rig {
@@ -126,28 +126,14 @@ async fn given_up(acquire: impl Future<Output = Result<Lease, Refused>>) -> Opti
 
 /// Runs one seed; panics if anything is not as it must be.
 fn interleave(seed: u64) {
-    let requesters = 2 + (seed % 3) as usize;
-    let (rig, turns) = (Rig::new(seed), Turns::new(seed, requesters + 1));
-    std::thread::scope(|scope| {
-        for me in 0..requesters {
-            let (rig, turns) = (&rig, &turns);
-            scope.spawn(move || take_part(turns, me, rig.requests()));
-        }
-        scope.spawn(|| take_part(&turns, requesters, async { rig.changes() }));
-    });
-    assert!(!turns.stuck(), "a request waits though every pod is there and nobody uses them");
+    let rig = Rig::new(seed);
+    let ended = preempt::run(seed, || rig.requests(), || async { rig.changes() });
+    assert!(ended, "a request waits though every pod is there and nobody uses them");
     assert_eq!((rig.throttler.waiting(), rig.limit.held()), (0, (0, 0)), "places in the queue leaked");
     assert!(rig.pods.iter().all(|pod| pod.in_flight() == 0), "slots leaked");
 }
 
 #[test]
 fn threads_take_and_give_slots_in_any_order() {
-    let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse::<u64>().ok());
-    if let Some(seed) = number("INTERLEAVED_SEED") {
-        return interleave(seed);
-    }
-    for seed in 0..number("INTERLEAVED_SEEDS").unwrap_or(2000) {
-        let run = std::panic::AssertUnwindSafe(|| interleave(seed));
-        assert!(std::panic::catch_unwind(run).is_ok(), "seed {seed} failed; replay it with INTERLEAVED_SEED={seed}");
-    }
+    preempt::for_seeds(interleave);
 }
