@@ -114,9 +114,16 @@ fn step(
 
 /// How many bytes both begin with.
 fn common(one: &[u8], other: &[u8]) -> usize {
-    let (ones, others) = (one.as_chunks::<64>().0, other.as_chunks::<64>().0);
-    let same = ones.iter().zip(others).take_while(|(one, other)| one == other).count() * 64;
-    same + one[same..].iter().zip(&other[same..]).take_while(|(one, other)| one == other).count()
+    // Large pieces are compared fastest.
+    let same = same_pieces::<2048>(one, other);
+    let same = same + same_pieces::<64>(&one[same..], &other[same..]);
+    same + same_pieces::<1>(&one[same..], &other[same..])
+}
+
+/// The same, but only as many bytes as whole pieces have.
+fn same_pieces<const SIZE: usize>(one: &[u8], other: &[u8]) -> usize {
+    let (ones, others) = (one.as_chunks::<SIZE>().0, other.as_chunks::<SIZE>().0);
+    ones.iter().zip(others).take_while(|(one, other)| one == other).count() * SIZE
 }
 
 // === impl Elements ===
