@@ -11,8 +11,9 @@
 //! used from then on, as one backend with the capacity of the ready pods (see `service`).
 //!
 //! Several activators share the pods of a revision with containerConcurrency: each uses its own part, as upstream
-//! divides them, so that their slots add up to what the pods can take.
+//! divides them, so that their slots add up to what the pods can take (see `division`).
 
+mod division;
 mod listing;
 mod peers;
 mod service;
@@ -30,7 +31,7 @@ use tokio_util::sync::DropGuard;
 
 #[cfg(test)]
 pub(crate) use self::listing::Addresses;
-use self::{listing::changes, service::Service};
+use self::{division::Division, listing::changes, service::Service};
 pub(crate) use self::{
     listing::{Groups, Listing, Slice, Source, Texts, Whole, port_name},
     peers::Peers,
@@ -101,6 +102,8 @@ struct State {
     /// How many of them there may be until those without requests are forgotten.
     sweep_at: usize,
     peers: Option<Peers>,
+    /// Which pods are used, where that is a part of them.
+    division: Option<Division>,
     /// What is known about how pods are reached: `Either` until one has answered.
     reach: Reach,
     service: Service,
@@ -109,7 +112,7 @@ struct State {
 }
 
 /// A pod's address as text, and its uid.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Name(Box<str>, Uid);
 
 struct Known {
@@ -173,6 +176,7 @@ impl Backends {
             departed: BTreeMap::new(),
             sweep_at: 0,
             peers: None,
+            division: None,
             reach: treatment.reach,
             service: Service::default(),
             moved: Moved::default(),
@@ -312,10 +316,16 @@ impl Backends {
 
     /// Tells the throttler what has changed.
     fn publish(&self, state: &mut State) {
-        if state.reach == Reach::Service || self.divides(state).is_some() || self.throttler.order_matters() {
+        let is_divided = self.divides(state).is_some();
+        if state.reach == Reach::Service || self.throttler.order_matters() {
             return self.publish_all(state);
         }
-        let Moved { gone, come } = std::mem::take(&mut state.moved);
+        let moved = std::mem::take(&mut state.moved);
+        let own = match &mut state.division {
+            Some(division) => division.change(&moved),
+            None => (!is_divided).then_some(moved),
+        };
+        let Some(Moved { gone, come }) = own else { return self.publish_all(state) };
         if !gone.is_empty() || !come.is_empty() {
             self.throttler.change_pods(&gone, come);
         }
@@ -324,18 +334,18 @@ impl Backends {
     /// Tells the throttler how everything is.
     fn publish_all(&self, state: &mut State) {
         state.moved = Moved::default();
+        state.division = None;
         if state.reach == Reach::Service {
             let activators = state.peers.map_or(1, |peers| peers.count);
             return self.throttler.set_pods(state.service.pods(self.treatment.concurrency, state.ready, activators));
         }
-        let healthy = state.pods.values().filter(|known| known.healthy).map(|known| &known.pod);
+        let healthy = state.pods.iter().filter(|(_, known)| known.healthy);
         let own = match self.divides(state) {
             Some(peers) => {
-                let count = healthy.clone().count();
-                let own = healthy.enumerate().filter(|(index, _)| peers.owns(*index, count));
-                own.map(|(_, pod)| pod.clone()).collect()
+                let order = healthy.map(|(name, known)| (name.clone(), known.pod.clone())).collect();
+                state.division.insert(Division::new(peers, order)).own()
             }
-            None => healthy.cloned().collect(),
+            None => healthy.map(|(_, known)| known.pod.clone()).collect(),
         };
         self.throttler.set_pods(own);
     }
@@ -376,14 +386,22 @@ impl Name {
 
 impl Known {
     fn set_healthy(&mut self, healthy: bool, moved: &mut Moved) {
-        if std::mem::replace(&mut self.healthy, healthy) == healthy {
-            return;
+        if std::mem::replace(&mut self.healthy, healthy) != healthy {
+            moved.note(&self.pod, healthy);
         }
+    }
+}
+
+// === impl Moved ===
+
+impl Moved {
+    /// Notes that a pod comes, or goes.
+    fn note(&mut self, pod: &Arc<Pod>, comes: bool) {
         // What was not told yet need not be told.
-        let (to, from) = if healthy { (&mut moved.come, &mut moved.gone) } else { (&mut moved.gone, &mut moved.come) };
-        match from.iter().position(|pod| Arc::ptr_eq(pod, &self.pod)) {
+        let (to, from) = if comes { (&mut self.come, &mut self.gone) } else { (&mut self.gone, &mut self.come) };
+        match from.iter().position(|other| Arc::ptr_eq(other, pod)) {
             Some(index) => drop(from.swap_remove(index)),
-            None => to.push(self.pod.clone()),
+            None => to.push(pod.clone()),
         }
     }
 }

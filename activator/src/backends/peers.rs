@@ -1,6 +1,6 @@
 //! Which activators share a revision, and which part of its pods is whose.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, ops::Range};
 
 use super::listing::{Group, Groups, port_name};
 
@@ -26,18 +26,26 @@ impl Peers {
         Some(Self { index, count: ips.len() })
     }
 
-    /// Whether pod number `index` of `pods` is this activator's. With fewer pods than activators each activator has
-    /// one; otherwise each has an equal run of them, and the rest goes to the first activators, one each.
-    pub(super) fn owns(self, index: usize, pods: usize) -> bool {
+    /// Which of `pods` are this activator's. With fewer pods than activators each activator has one; otherwise each has
+    /// an equal run of them, and the rest goes to the first activators, one each.
+    pub(super) fn part(self, pods: usize) -> [Range<usize>; 2] {
+        const NONE: Range<usize> = 0..0;
         if pods <= 1 || self.count <= 1 {
-            return true;
+            return [0..pods, NONE];
         }
         if self.count > pods {
-            return index == self.index % pods;
+            let one = self.index % pods;
+            return [one..one + 1, NONE];
         }
         let (share, rest) = (pods / self.count, pods % self.count);
         let run = self.index * share..(self.index + 1) * share;
-        run.contains(&index) || (self.index < rest && index == pods - rest + self.index)
+        let last = pods - rest + self.index;
+        [run, if self.index < rest { last..last + 1 } else { NONE }]
+    }
+
+    #[cfg(test)]
+    pub(super) fn owns(self, index: usize, pods: usize) -> bool {
+        self.part(pods).iter().any(|range| range.contains(&index))
     }
 }
 

@@ -61,6 +61,49 @@ fn a_pod_may_move_from_one_slice_to_another() {
     assert!(used(&throttler).is_empty());
 }
 
+/// Many pods of which a few come, go, fail and answer again, while activators join and leave.
+#[test]
+fn any_few_of_many_pods_leave_each_activator_its_part() {
+    let mut random = fastrand::Rng::with_seed(13);
+    let (throttler, backends) = treated(Treatment { concurrency: 3, reach: Reach::Pods, ..Treatment::of("rev") });
+    let mut peers = Peers { index: 0, count: 1 };
+    let mut ready: std::collections::BTreeSet<u16> = (100..160).collect();
+    let mut failed = std::collections::BTreeSet::new();
+    for _ in 0..2000 {
+        match random.u8(..8) {
+            0 => {
+                let count = random.usize(1..5);
+                peers = Peers { index: random.usize(..count), count };
+                backends.set_peers(peers);
+            }
+            1..4 if !ready.is_empty() => {
+                let port = random.choice(&ready).copied().expect("some");
+                let is_it = |known: &&Known| known.pod.address().port() == port;
+                let pod = backends.state.lock().pods.values().find(is_it).expect("listed").pod.clone();
+                match failed.remove(&port) {
+                    true => backends.succeeded(&pod),
+                    false => {
+                        backends.failed(&pod);
+                        failed.insert(port);
+                    }
+                }
+            }
+            _ => {
+                let port = random.u16(100..160);
+                if !ready.remove(&port) {
+                    ready.insert(port);
+                }
+                failed.remove(&port);
+            }
+        }
+        backends.update("a", &addresses(&ready.iter().copied().collect::<Vec<_>>(), &[]));
+        let healthy: Vec<_> = ready.difference(&failed).copied().collect();
+        let owned = |index: usize| peers.owns(index, healthy.len());
+        let expected: Vec<_> = healthy.iter().enumerate().filter(|(i, _)| owned(*i)).map(|(_, port)| *port).collect();
+        assert_eq!(used(&throttler), expected);
+    }
+}
+
 /// Whatever objects say in whatever order, the pods in use are those that some object lists as ready.
 #[test]
 fn any_sequence_of_changes_ends_where_it_should() {
