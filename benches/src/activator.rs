@@ -147,9 +147,13 @@ pub(crate) async fn run(options: Options) -> Result<()> {
             }
         }
         if is_first {
-            let mut proxies = Vec::new();
+            let mut proxies: Vec<(String, Running)> = Vec::new();
             for cluster in &clusters {
                 for (name, path, is_own) in &activators {
+                    // Others all listen on the same port.
+                    if !is_own && proxies.iter().any(|(other, _)| other.starts_with("peer")) {
+                        continue;
+                    }
                     let name = format!("{name}{}", if cluster.observed { ", observed" } else { "" });
                     proxies.push((name, start(path, cluster, *is_own).await?));
                 }
