@@ -1,17 +1,15 @@
 //! The command line: upstream's flags, those that its libraries bring along included, and ours.
-//!
-//! Upstream reads it as Go's programs do: one dash or two, a value after `=` or as the next argument (never for a
-//! switch), and nothing more after the first argument that is no flag.
 
 use std::net::SocketAddr;
 
+use api::go::{LOGGING, flags};
 use clap::Parser;
 
 /// Holds requests for revisions without ready pods, wakes them, and passes the requests on.
 ///
 /// The flags of upstream's activator, with one dash or two, and more.
 #[derive(Debug, Parser)]
-#[command(name = "activator", version, about)]
+#[command(name = "activator", version, about, after_help = without_effect())]
 pub(crate) struct Flags {
     /// Kubeconfig file (or KUBECONFIG); in a pod its service account is used without it.
     #[arg(long)]
@@ -40,63 +38,22 @@ pub(crate) struct Flags {
     /// How much the client of the Kubernetes API logs: its requests from 6 on, all it does from 8 on.
     #[arg(long = "v", default_value_t = 0)]
     verbosity: i32,
-    #[command(flatten)]
-    _ignored: Ignored,
-}
-
-/// What upstream's programs take from their libraries.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Accepted, as upstream's activator does, and without effect: all logs go to standard \
-                               error, and no request to the Kubernetes API needs to be slowed down")]
-struct Ignored {
+    /// Accepted, as upstream's activator does, and without effect: no request needs to be slowed down.
     #[arg(long = "kube-api-qps")]
     _qps: Option<f64>,
+    /// The same.
     #[arg(long = "kube-api-burst")]
     _burst: Option<i64>,
-    #[arg(long = "vmodule")]
-    _vmodule: Option<String>,
-    #[arg(long = "log_backtrace_at")]
-    _log_backtrace_at: Option<String>,
-    #[arg(long = "log_dir")]
-    _log_dir: Option<String>,
-    #[arg(long = "log_file")]
-    _log_file: Option<String>,
-    #[arg(long = "log_file_max_size")]
-    _log_file_max_size: Option<u64>,
-    #[arg(long = "stderrthreshold")]
-    _stderrthreshold: Option<String>,
-    #[arg(long = "logtostderr", num_args = 0..=1, require_equals = true)]
-    _logtostderr: Option<Option<String>>,
-    #[arg(long = "alsologtostderr", num_args = 0..=1, require_equals = true)]
-    _alsologtostderr: Option<Option<String>>,
-    #[arg(long = "add_dir_header", num_args = 0..=1, require_equals = true)]
-    _add_dir_header: Option<Option<String>>,
-    #[arg(long = "one_output", num_args = 0..=1, require_equals = true)]
-    _one_output: Option<Option<String>>,
-    #[arg(long = "skip_headers", num_args = 0..=1, require_equals = true)]
-    _skip_headers: Option<Option<String>>,
-    #[arg(long = "skip_log_headers", num_args = 0..=1, require_equals = true)]
-    _skip_log_headers: Option<Option<String>>,
 }
-
-/// Flags whose value, if there is one, follows `=`.
-const SWITCHES: [&str; 8] = [
-    "logtostderr",
-    "alsologtostderr",
-    "add_dir_header",
-    "one_output",
-    "skip_headers",
-    "skip_log_headers",
-    "help",
-    "version",
-];
 
 // === impl Flags ===
 
 impl Flags {
     /// Those of this process; ends it if they make no sense.
     pub(crate) fn read() -> Self {
-        Self::parse_from(as_go_reads(std::env::args()))
+        let mut arguments = std::env::args();
+        let program = arguments.next();
+        Self::parse_from(program.into_iter().chain(flags(arguments, &[])))
     }
 
     pub(crate) fn kubeconfig(&self) -> Option<&str> {
@@ -125,31 +82,14 @@ impl Flags {
     }
 }
 
+fn without_effect() -> String {
+    let names: Vec<_> = LOGGING.iter().map(|name| format!("--{name}")).collect();
+    format!("Accepted as well, and without effect, since all logs go to standard error: {}", names.join(", "))
+}
+
 /// An empty value is none.
 fn set(flag: &Option<String>) -> Option<&str> {
     flag.as_deref().filter(|value| !value.is_empty())
-}
-
-fn as_go_reads(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut arguments = arguments.into_iter();
-    let mut read: Vec<_> = arguments.next().into_iter().collect();
-    while let Some(argument) = arguments.next() {
-        let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else { break };
-        if flag.is_empty() {
-            break;
-        }
-        let flag = match flag {
-            "h" => "help",
-            "V" => "version",
-            flag => flag,
-        };
-        let value = if flag.contains('=') || SWITCHES.contains(&flag) { None } else { arguments.next() };
-        read.push(match value {
-            Some(value) => format!("--{flag}={value}"),
-            None => format!("--{flag}"),
-        });
-    }
-    read
 }
 
 #[cfg(test)]
@@ -159,7 +99,8 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Flags, clap::Error> {
-        Flags::try_parse_from(as_go_reads(std::iter::once("activator").chain(line.split(' ')).map(str::to_owned)))
+        let flags = flags(line.split(' ').map(str::to_owned), &[]);
+        Flags::try_parse_from(std::iter::once("activator".to_owned()).chain(flags))
     }
 
     #[test]
@@ -174,13 +115,7 @@ mod tests {
             );
         }
         assert_eq!(parse("-kubeconfig= -server=").expect("empty").kubeconfig(), None);
-        // All that its usage lists.
-        parse(
-            "-add_dir_header -alsologtostderr=false -kube-api-burst 10 -kube-api-qps 1.5 -log_backtrace_at a.go:1 \
-             -log_dir /tmp -log_file a -log_file_max_size 1 -logtostderr -one_output=true -skip_headers \
-             --skip_log_headers -stderrthreshold 2 -v 2 -vmodule a=1,b=2",
-        )
-        .expect("upstream's");
+        parse("-kube-api-burst 10 -kube-api-qps 1.5 -logtostderr -vmodule a=1,b=2").expect("upstream's");
         for (line, kind) in [
             ("-unknown", ErrorKind::UnknownArgument),
             ("-v2", ErrorKind::UnknownArgument),
@@ -203,10 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_effect_is_said_to_have_none() {
+    fn help_says_what_has_no_effect() {
         let help = parse("-help").expect_err("help").to_string();
-        let (ours, ignored) = help.split_once("without effect").expect("a heading");
-        assert!(ours.contains("--kubeconfig") && ours.contains("--v <"), "{help}");
-        assert!(["--vmodule", "--logtostderr", "--kube-api-qps"].iter().all(|flag| ignored.contains(flag)), "{help}");
+        assert!(
+            ["--kubeconfig", "--v <", "--vmodule", "--kube-api-qps"].iter().all(|flag| help.contains(flag)),
+            "{help}"
+        );
     }
 }

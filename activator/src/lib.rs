@@ -29,6 +29,6 @@ mod stats;
 mod throttler;
 mod tls;
 
-pub use options::{Bound, LoadBalancing, MetricsTls, Options, ParseError, Policy, Reach, Scraped};
+pub use options::{Bound, LoadBalancing, Options, ParseError, Policy, Reach};
 pub use server::{Error, Handle, run};
 pub use tls::Error as TlsError;

@@ -3,9 +3,9 @@
 mod flags;
 mod kubernetes;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use activator::{Options, Reach, Scraped};
+use activator::{Options, Reach};
 use anyhow::Context as _;
 use api::config::{Level, Logging, MeshCompatibility, Network, Observability, names};
 use controller::{Config, Context, Tasks};
@@ -14,6 +14,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use observe::{ApiCalls, LogLevel, Registry};
+use telemetry::environment::{Environment, METRICS_ENDPOINT, METRICS_PORT, Scraped, set};
 use tokio::signal::unix::{SignalKind, signal};
 use tower::layer::layer_fn;
 
@@ -23,7 +24,7 @@ use flags::Flags;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let flags = Flags::read();
-    let env: BTreeMap<String, String> = std::env::vars_os()
+    let env: Environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let level = set(&env, "LOG_LEVEL").unwrap_or("info");
@@ -60,7 +61,7 @@ async fn main() -> anyhow::Result<()> {
     let observability = observability(&ctx, &env).await;
     let metrics = observability.load().metrics.clone();
     if metrics.protocol == "prometheus" {
-        let scraped = Scraped::from_env(&env, &metrics.endpoint)?;
+        let scraped = Scraped::of(&env, &metrics.endpoint, METRICS_ENDPOINT, METRICS_PORT)?;
         options.metrics = Some(scraped.address().await?);
         options.metrics_tls = scraped.tls;
     }
@@ -133,7 +134,7 @@ async fn network(ctx: &Context) -> Arc<Network> {
 }
 
 /// Logs as much as `config-logging` says, from now on. Without it, what the environment says holds.
-async fn follow_level(ctx: &Context, env: &BTreeMap<String, String>, level: LogLevel, flags: Flags) {
+async fn follow_level(ctx: &Context, env: &Environment, level: LogLevel, flags: Flags) {
     let name = map_name(env, "CONFIG_LOGGING_NAME", names::LOGGING);
     let Ok(config) = Config::watch(ctx, name, Logging::parse).await else { return };
     let followed = config.clone();
@@ -152,18 +153,14 @@ async fn follow_level(ctx: &Context, env: &BTreeMap<String, String>, level: LogL
 }
 
 /// The name of a ConfigMap, which the environment may give.
-fn map_name(env: &BTreeMap<String, String>, variable: &str, usual: &'static str) -> &'static str {
+fn map_name(env: &Environment, variable: &str, usual: &'static str) -> &'static str {
     // Once per process.
     set(env, variable).map_or(usual, |name| Box::leak(name.into()))
 }
 
 /// What a variable says, if it says anything.
-fn set<'a>(env: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
-    env.get(name).map(String::as_str).filter(|text| !text.is_empty())
-}
-
 /// `config-observability`, under the name that the environment gives it.
-async fn observability(ctx: &Context, env: &BTreeMap<String, String>) -> Config<Observability> {
+async fn observability(ctx: &Context, env: &Environment) -> Config<Observability> {
     let name = map_name(env, "CONFIG_OBSERVABILITY_NAME", names::OBSERVABILITY);
     Config::watch(ctx, name, Observability::parse).await.unwrap_or_else(|error| {
         tracing::warn!("{error}; the defaults apply until then");

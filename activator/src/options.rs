@@ -1,7 +1,6 @@
 //! What an activator needs to know; upstream's environment is one way to say it.
 
 mod environment;
-mod prometheus;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,10 +10,10 @@ use observe::Registry;
 use telemetry::{
     Lines,
     otlp::Otel,
-    tls::{ClientAuth, Paths, TlsSettings},
+    tls::{Fixed, TlsSettings},
 };
 
-pub use self::{environment::ParseError, prometheus::Scraped};
+pub use self::environment::ParseError;
 pub use crate::{
     backends::Reach,
     throttler::{Bound, Policy},
@@ -55,7 +54,7 @@ pub struct Options {
     /// Where metrics are kept, those of whoever runs it as well.
     pub registry: Registry,
     /// How `/metrics` is encrypted, if it is.
-    pub metrics_tls: Option<MetricsTls>,
+    pub metrics_tls: Option<Fixed>,
     /// Answer with a `Server-Timing` header: how long a request waited, and how long its pod took.
     pub server_timing: bool,
     /// Whether pods are learned from EndpointSlices, where these may be listed.
@@ -81,9 +80,6 @@ pub struct Options {
     /// How long requests in flight may take after that.
     pub drain_limit: Duration,
 }
-
-/// Certificate and key of `/metrics`, what is offered, and whose certificates clients have to show.
-pub type MetricsTls = (Paths, TlsSettings, Option<ClientAuth>);
 
 const MAX_IDLE: Bound = Bound { each: 100, total: 1000 };
 

@@ -14,7 +14,10 @@ use std::{
 use controller::Context;
 use http::{Request, StatusCode};
 use net::{Connections, IdleLimits, InFlight, Incoming, Stay, Workers};
-use telemetry::otlp::registry::{Export, Wanted};
+use telemetry::{
+    otlp::registry::{Export, Wanted},
+    tls::Fixed,
+};
 use tokio::{
     runtime::Handle as Runtime,
     time::{sleep, timeout},
@@ -26,7 +29,6 @@ use crate::{
     handler::Handler,
     metrics::{self, Metrics},
     observed::Observers,
-    options::MetricsTls,
     probe::Probes,
     revisions::{Manner, Revisions},
     sink,
@@ -194,8 +196,7 @@ async fn start_all(ctx: Context, options: Options) -> Result<Handle, Error> {
         ctx.tasks.spawn("profiling", net::serve(listener, Connections::new(), answer));
     }
     if let Some(address) = options.metrics {
-        let fixed = |(files, settings, auth): &MetricsTls| telemetry::tls::fixed(files, settings, auth.as_ref());
-        let tls = options.metrics_tls.as_ref().map(fixed).transpose()?;
+        let tls = options.metrics_tls.as_ref().map(Fixed::acceptor).transpose()?;
         let listener = net::listen(address).await?;
         handle.metrics = Some(listener.local_addr()?);
         ctx.tasks.spawn("metrics", metrics::serve(listener, tls, metrics.registry().clone()));

@@ -13,6 +13,7 @@ use controller::{Config, Context, Tasks};
 use http::{Request, StatusCode};
 use net::Incoming;
 use observe::{AdminHandle, LogLevel, Registry};
+use telemetry::environment::{Environment, METRICS_ENDPOINT, METRICS_PORT, Mistake, Scraped};
 
 /// The name of a ConfigMap, which a variable may change.
 pub(crate) fn map_name(get: impl Fn(&str) -> Option<String>, variable: &str, usual: &'static str) -> &'static str {
@@ -77,30 +78,13 @@ async fn profiles(address: SocketAddr, config: Config<Observability>) {
     net::serve(listener, net::Connections::new(), answer).await;
 }
 
-/// Where metrics are served, if anywhere.
+/// Where metrics are served, if anywhere, and how.
 ///
 /// # Errors
-/// If `METRICS_PROMETHEUS_HOST`, `METRICS_PROMETHEUS_PORT` or `metrics-endpoint` are no address.
-pub(crate) fn metrics_address(
-    config: &Config<Observability>,
-    get: impl Fn(&str) -> Option<String>,
-) -> Result<Option<SocketAddr>> {
-    address(&config.load(), get)
-}
-
-fn address(config: &Observability, get: impl Fn(&str) -> Option<String>) -> Result<Option<SocketAddr>> {
-    if config.metrics.protocol != "prometheus" {
-        return Ok(None);
-    }
-    let text = |name: &str, default: &str| get(name).filter(|text| !text.is_empty()).unwrap_or(default.to_owned());
-    let usual = format!("{}:{}", text("METRICS_PROMETHEUS_HOST", "0.0.0.0"), text("METRICS_PROMETHEUS_PORT", "9090"));
-    let chosen = match config.metrics.endpoint.as_str() {
-        "" => usual,
-        // How Go says any address.
-        endpoint => endpoint.strip_prefix(':').map_or(endpoint.to_owned(), |port| format!("0.0.0.0:{port}")),
-    };
-    let parsed = chosen.parse().with_context(|| format!("metrics cannot be served on {chosen}: it is no address"))?;
-    Ok(Some(parsed))
+/// If `METRICS_PROMETHEUS_*` or `metrics-endpoint` make no sense.
+pub(crate) fn scraped(config: &Observability, env: &Environment) -> Result<Option<Scraped>, Mistake> {
+    let wanted = config.metrics.protocol == "prometheus";
+    wanted.then(|| Scraped::of(env, &config.metrics.endpoint, METRICS_ENDPOINT, METRICS_PORT)).transpose()
 }
 
 /// Serves `/metrics`, `/health` and `/readiness`; the last fails once the process is stopping.
@@ -144,19 +128,16 @@ fn filter(level: Level) -> &'static str {
 mod tests {
     use super::*;
 
-    fn at(data: &[(&str, &str)], environment: &[(&str, &str)]) -> Option<String> {
-        let data = data.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let config = Observability::parse(&data).unwrap();
-        let get = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        address(&config, get).unwrap().map(|address| address.to_string())
-    }
-
     #[test]
     fn metrics_are_served_only_when_asked_for() {
-        assert_eq!(at(&[], &[]), None);
+        let port = |data: &[(&str, &str)]| {
+            let data = data.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let config = Observability::parse(&data).unwrap();
+            scraped(&config, &Environment::new()).unwrap().map(|scraped| scraped.port)
+        };
+        assert_eq!(port(&[]), None);
         let prometheus = ("metrics-protocol", "prometheus");
-        assert_eq!(at(&[prometheus], &[]).as_deref(), Some("0.0.0.0:9090"));
-        assert_eq!(at(&[prometheus, ("metrics-endpoint", ":9091")], &[]).as_deref(), Some("0.0.0.0:9091"));
-        assert_eq!(at(&[prometheus], &[("METRICS_PROMETHEUS_PORT", "9191")]).as_deref(), Some("0.0.0.0:9191"));
+        assert_eq!(port(&[prometheus]), Some(9090));
+        assert_eq!(port(&[prometheus, ("metrics-endpoint", ":9091")]), Some(9091));
     }
 }

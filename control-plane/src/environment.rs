@@ -2,57 +2,22 @@
 
 use std::ffi::OsString;
 
-/// Flags of Go's loggers: their owners' manifests may set them, and here they mean nothing.
-const LOGGING: [&str; 11] = [
-    "add_dir_header",
-    "alsologtostderr",
-    "log_backtrace_at",
-    "log_dir",
-    "log_file",
-    "log_file_max_size",
-    "logtostderr",
-    "skip_headers",
-    "stderrthreshold",
-    "v",
-    "vmodule",
-];
-/// Those of them that need no value.
-const SWITCHES: [&str; 4] = ["add_dir_header", "alsologtostderr", "logtostderr", "skip_headers"];
+/// Flags that need no value.
+const SWITCHES: [&str; 1] = ["disable-ha"];
 
-/// The arguments of a process of upstream as ours: `-flag` is `--flag`, flags of its logger are left out, and without
-/// `--roles` the name under which the program was started tells the role.
-pub fn arguments(from: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut from = from.into_iter();
+/// The arguments of a process of upstream as ours: flags of its logger are left out, and without `--roles` the name under
+/// which the program was started tells the role.
+pub fn arguments(from: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    let mut from = from.into_iter().map(|argument| argument.to_string_lossy().into_owned());
     let program = from.next().unwrap_or_default();
-    let mut out = vec![program.clone()];
-    while let Some(argument) = from.next() {
-        let Some(flag) = argument.to_str().and_then(flag) else {
-            out.push(argument);
-            continue;
-        };
-        let (name, has_value) = flag.split_once('=').map_or((flag, false), |(name, _)| (name, true));
-        if !LOGGING.contains(&name) {
-            out.push(format!("--{flag}").into());
-        } else if !has_value && !SWITCHES.contains(&name) {
-            from.next();
-        }
-    }
-    let says = |name: &str| out.iter().any(|argument| argument.to_str().is_some_and(|text| text.starts_with(name)));
-    if !says("--roles") && std::env::var_os("ROLES").is_none() {
+    let mut flags = api::go::flags(from, &SWITCHES);
+    // How much its client of the API logs.
+    flags.retain(|flag| !flag.starts_with("--v="));
+    if !flags.iter().any(|flag| flag.starts_with("--roles")) && std::env::var_os("ROLES").is_none() {
         let file = std::path::Path::new(&program).file_name().and_then(std::ffi::OsStr::to_str);
-        if let Some(role) = file.and_then(role_of) {
-            out.push(format!("--roles={role}").into());
-        }
+        flags.extend(file.and_then(role_of).map(|role| format!("--roles={role}")));
     }
-    out
-}
-
-/// The text of a flag with a name of more than one letter, or of the logger's `-v`.
-fn flag(argument: &str) -> Option<&str> {
-    let text = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-'))?;
-    let name = text.split('=').next().unwrap_or_default();
-    let long = name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic());
-    (long || name == "v").then_some(text)
+    std::iter::once(program).chain(flags).collect()
 }
 
 /// Upstream's processes by their programs' names.
@@ -76,22 +41,20 @@ pub(crate) fn cluster_domain(resolv_conf: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(arguments_: &[&str]) -> Vec<String> {
-        let all = arguments(arguments_.iter().map(OsString::from));
-        all.into_iter().map(|argument| argument.into_string().unwrap()).collect()
+    fn read(given: &[&str]) -> Vec<String> {
+        arguments(given.iter().map(OsString::from))
     }
 
     #[test]
     fn flags_of_go() {
-        let given = ["x", "-kubeconfig=/k", "--server", "http://a", "-v", "5", "--logtostderr", "-vmodule=a=1", "-h"];
-        assert_eq!(read(&given), ["x", "--kubeconfig=/k", "--server", "http://a", "-h"]);
-        assert_eq!(read(&["x", "-disable-ha", "--", "-"]), ["x", "--disable-ha", "--", "-"]);
+        let given = ["x", "-kubeconfig=/k", "--server", "http://a", "-v", "5", "--logtostderr", "-disable-ha", "-h"];
+        assert_eq!(read(&given), ["x", "--kubeconfig=/k", "--server=http://a", "--disable-ha", "--help"]);
     }
 
     #[test]
     fn a_link_under_an_upstream_name_needs_no_roles() {
         assert_eq!(read(&["/ko-app/kourier"]), ["/ko-app/kourier", "--roles=ingress"]);
-        assert_eq!(read(&["/ko-app/controller", "--roles", "ingress"]), ["/ko-app/controller", "--roles", "ingress"]);
+        assert_eq!(read(&["/ko-app/controller", "--roles", "ingress"]), ["/ko-app/controller", "--roles=ingress"]);
         assert_eq!(read(&["control-plane"]), ["control-plane"]);
     }
 

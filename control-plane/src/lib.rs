@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use controller::{Context, Replica, Tasks};
 use observe::{LogLevel, Registry};
+use telemetry::tls::Fixed;
 
 pub use crate::environment::arguments;
 
@@ -140,8 +141,10 @@ pub async fn run(options: Options, level: LogLevel) -> Result<()> {
     figures::describe_queues(&registry, &ctx);
     let (mut _metrics, mut export) = (None, None);
     if let Some(config) = admin::observability(&ctx, environment).await {
-        if let Some(address) = admin::metrics_address(&config, environment)? {
-            match metrics::acceptor(environment)? {
+        if let Some(scraped) = admin::scraped(&config.load(), &std::env::vars().collect())? {
+            let address = scraped.address().await?;
+            let acceptor = scraped.tls.as_ref().map(Fixed::acceptor).transpose();
+            match acceptor.context("metrics cannot be served over TLS: correct METRICS_PROMETHEUS_TLS_*")? {
                 None => _metrics = Some(admin::serve(address, &registry, &tasks).await?),
                 Some(acceptor) => {
                     let listener = net::listen(address).await.context("metrics cannot be served")?;

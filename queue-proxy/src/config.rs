@@ -3,13 +3,14 @@
 //! Parsing works on any map, never on the process environment, so that it can be tested. Names and fatal errors are
 //! upstream's. Variables that only we know are listed at the end of `names`.
 
-mod listeners;
 mod observability;
 mod values;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-pub use self::{listeners::MetricsListener, observability::Observability};
+use telemetry::environment::{self, Environment, Mistake, Scraped, TlsNames};
+
+pub use self::observability::Observability;
 use crate::{DrainRule, Probe, otlp::Otel, tls::TlsSettings};
 
 /// Names of the environment variables.
@@ -61,8 +62,12 @@ const CERTIFICATES: &str = "/var/lib/knative/certs";
 /// heads can hold while they wait.
 const PENDING_BYTES: usize = 64 << 20;
 
-/// A set of environment variables.
-pub type Environment = BTreeMap<String, String>;
+const TLS: TlsNames = [
+    "QUEUE_PROXY_TLS_MIN_VERSION",
+    "QUEUE_PROXY_TLS_MAX_VERSION",
+    "QUEUE_PROXY_TLS_CIPHER_SUITES",
+    "QUEUE_PROXY_TLS_CURVE_PREFERENCES",
+];
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -92,7 +97,8 @@ pub struct Config {
     pub certificates: PathBuf,
     pub tls: TlsSettings,
     pub observability: Observability,
-    pub metrics: MetricsListener,
+    /// Where Prometheus scrapes request metrics.
+    pub metrics: Scraped,
     pub profiling_port: u16,
     pub otel: Otel,
     pub server_timing: bool,
@@ -105,8 +111,8 @@ pub struct Config {
 pub enum ConfigError {
     #[error("required key {0} missing value")]
     Missing(&'static str),
-    #[error("{name} has the value {value:?}, which is not {expected}")]
-    Invalid { name: &'static str, value: String, expected: &'static str },
+    #[error(transparent)]
+    Mistake(#[from] Mistake),
     #[error("{0} cannot be parsed: {1}")]
     Json(&'static str, String),
 }
@@ -159,8 +165,8 @@ impl Config {
             },
             threads: vars.integer(n::THREADS)?.map_or(1, |threads| threads.clamp(1, 64) as usize),
             certificates: CERTIFICATES.into(),
-            tls: listeners::tls(&vars, listeners::SERVING_TLS)?,
-            metrics: listeners::metrics(&vars, &observability)?,
+            tls: environment::tls(env, TLS)?,
+            metrics: Scraped::of(env, observability.scraped(), n::OBSERVABILITY, METRICS_PORT)?,
             observability,
             profiling_port: vars.optional_port(n::PROFILING_PORT)?.unwrap_or(telemetry::profiling::PORT),
             otel: Otel(
@@ -229,10 +235,13 @@ mod tests {
         assert_eq!(config.container_concurrency, 16);
         for bad in ["", "ten", "1.5"] {
             let error = Config::parse(&env(&[("CONTAINER_CONCURRENCY", Some(bad))])).expect_err(bad);
-            assert!(matches!(error, ConfigError::Invalid { name: "CONTAINER_CONCURRENCY", .. }), "{error}");
+            assert!(
+                matches!(error, ConfigError::Mistake(Mistake::Invalid { name: "CONTAINER_CONCURRENCY", .. })),
+                "{error}"
+            );
         }
         let error = Config::parse(&env(&[("ENABLE_HTTP2_AUTO_DETECTION", Some(""))])).expect_err("set but empty");
-        assert!(matches!(error, ConfigError::Invalid { .. }));
+        assert!(matches!(error, ConfigError::Mistake(Mistake::Invalid { .. })));
     }
 
     #[test]
@@ -269,7 +278,10 @@ mod tests {
             ("QUEUE_PROXY_TLS_CURVE_PREFERENCES", "none"),
         ] {
             let error = Config::parse(&env(&[(name, Some(value))])).expect_err(name);
-            assert!(matches!(error, ConfigError::Invalid { name: named, .. } if named == name), "{error}");
+            assert!(
+                matches!(error, ConfigError::Mistake(Mistake::Invalid { name: named, .. }) if named == name),
+                "{error}"
+            );
         }
         for json in [r#"{"requestMetrics":{"protocol":"statsd"}}"#, r#"{"tracing":{"protocol":"zipkin"}}"#] {
             assert!(Config::parse(&env(&[("OBSERVABILITY_CONFIG", Some(json))])).is_err(), "{json}");
@@ -285,23 +297,16 @@ mod tests {
             Config::parse(&env(&changes)).map(|config| config.metrics)
         };
         let plain = listener(&[]).expect("valid");
-        assert_eq!((plain.host, plain.port, plain.tls), (Some(IpAddr::from([127, 0, 0, 1])), 9999, None));
+        assert_eq!((&*plain.host, plain.port, plain.tls), ("127.0.0.1", 9999, None));
         let other = listener(&[("METRICS_PROMETHEUS_HOST", Some("")), ("METRICS_PROMETHEUS_PORT", Some("1024"))]);
         let other = other.expect("valid");
-        assert_eq!((other.host, other.port), (None, 1024));
+        assert_eq!((&*other.host, other.port), ("127.0.0.1", 1024));
+        let pushed = r#"{"requestMetrics":{"protocol":"grpc","endpoint":"http://c:4317"}}"#;
+        let pushed = Config::parse(&env(&[("OBSERVABILITY_CONFIG", Some(pushed))])).expect("valid").metrics;
+        assert_eq!((&*pushed.host, pushed.port), ("", METRICS_PORT));
         let files = [("METRICS_PROMETHEUS_TLS_CERT", Some("c")), ("METRICS_PROMETHEUS_TLS_KEY", Some("k"))];
-        let auth = |mode| [files[0], files[1], ("METRICS_PROMETHEUS_TLS_CLIENT_AUTH", Some(mode))];
-        let authorities = ("METRICS_PROMETHEUS_TLS_CLIENT_CA_FILE", Some("ca"));
-        let secured = listener(&[&auth("require")[..], &[authorities]].concat()).expect("valid");
-        assert!(secured.tls.is_some_and(|(_, _, auth)| auth.is_some_and(|auth| auth.required)));
-        for bad in [
-            &[("METRICS_PROMETHEUS_PORT", Some("80"))][..],
-            &[("METRICS_PROMETHEUS_HOST", Some("nowhere"))],
-            &files[..1],
-            &files[1..],
-            &auth("optional"),
-            &auth("perhaps"),
-        ] {
+        assert!(listener(&files).expect("valid").tls.is_some());
+        for bad in [&[("METRICS_PROMETHEUS_PORT", Some("80"))][..], &files[..1]] {
             assert!(listener(bad).is_err(), "{bad:?}");
         }
     }

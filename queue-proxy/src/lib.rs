@@ -28,13 +28,16 @@ mod stats;
 mod tls;
 mod trace;
 
-pub use config::{Config, ConfigError, Environment, MetricsListener, Observability};
+pub use config::{Config, ConfigError, Observability};
 pub use drain::DrainRule;
 pub use log::init as init_logging;
-pub use telemetry::otlp::Otel;
+pub use telemetry::{
+    environment::{Environment, Scraped},
+    otlp::Otel,
+};
 
 pub use probe::{Probe, Prober};
 pub use process::{RunError, environment, run};
 pub use server::{Error, Handle, start};
 use telemetry::{call, otlp};
-pub use tls::{ClientAuth, Paths, TlsRange, TlsSettings};
+pub use tls::{ClientAuth, Fixed, Paths, TlsRange, TlsSettings};

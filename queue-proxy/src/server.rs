@@ -16,7 +16,7 @@ use telemetry::{Lines, RequestLog, Revision, profiling};
 use tokio::net::TcpListener;
 
 use crate::{
-    Config, MetricsListener, Prober,
+    Config, Prober,
     chain::Chain,
     direct::Direct,
     drain::Drainer,
@@ -25,7 +25,7 @@ use crate::{
     otlp::{Exporter, Signal},
     pending::Pending,
     stats::Stats,
-    tls::{self, Tls},
+    tls::{self, Fixed, Tls},
     trace,
 };
 
@@ -126,11 +126,11 @@ pub async fn start(config: Config) -> Result<Handle, Error> {
 
     let mut metrics_address = None;
     if let Some(metrics) = chain.observers.metrics.clone().filter(|_| config.observability.prometheus()) {
-        let MetricsListener { host, port, tls } = &config.metrics;
-        let tls = tls.as_ref().map(|(files, settings, auth)| tls::fixed(files, settings, auth.as_ref())).transpose()?;
-        let listener = match host {
-            Some(host) => net::listen((*host, *port).into()).await?,
-            None => listen(&config, *port).await?,
+        let scraped = &config.metrics;
+        let tls = scraped.tls.as_ref().map(Fixed::acceptor).transpose()?;
+        let listener = match &*scraped.host {
+            "" => listen(&config, scraped.port).await?,
+            _ => net::listen(scraped.address().await?).await?,
         };
         let connections = add(&listener)?;
         metrics_address = Some(listener.local_addr()?);

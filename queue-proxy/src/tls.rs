@@ -9,9 +9,9 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio_rustls::TlsAcceptor;
 
-pub use telemetry::tls::{ClientAuth, Paths, TlsRange, TlsSettings};
+pub use telemetry::tls::{ClientAuth, Fixed, Paths, TlsRange, TlsSettings};
 use telemetry::tls::{Contents, HTTP, parse, read};
-pub(crate) use telemetry::tls::{Which, client, fixed, handshake};
+pub(crate) use telemetry::tls::{client, handshake};
 
 const RELOAD: Duration = Duration::from_secs(60);
 

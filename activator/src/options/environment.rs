@@ -3,11 +3,11 @@
 //! A variable is taken as upstream's programs take it: what they refuse is refused here before a port is bound, and
 //! what they ignore is ignored. Numbers may be written in any of Go's bases.
 
-use std::{collections::BTreeMap, str::FromStr, time::Duration};
+use std::{str::FromStr, time::Duration};
 
 use telemetry::{
+    environment::{Environment, Mistake, TlsNames, integer, set, tls},
     otlp::Otel,
-    tls::{TlsSettings, Which},
 };
 
 use super::{Bound, LoadBalancing, MAX_IDLE, Options, Policy};
@@ -17,17 +17,9 @@ use super::{Bound, LoadBalancing, MAX_IDLE, Options, Policy};
 pub enum ParseError {
     #[error("required key {0} missing value: set it, as upstream's Deployment does")]
     Missing(&'static str),
-    #[error("{name} has the value {value:?}, which is not {expected}: correct it, or leave it out for the default")]
-    Invalid { name: &'static str, value: String, expected: &'static str },
-    /// The first of them asks for the second.
-    #[error("{0} is set and {1} is not: set both or neither")]
-    Alone(&'static str, &'static str),
+    #[error(transparent)]
+    Mistake(#[from] Mistake),
 }
-
-pub(super) type Environment = BTreeMap<String, String>;
-
-/// The four variables of a prefix, in the order of `TlsSettings::parse`.
-pub(super) type TlsNames = [&'static str; 4];
 
 const ACTIVATOR_TLS: TlsNames = [
     "ACTIVATOR_TLS_MIN_VERSION",
@@ -44,7 +36,7 @@ const UNLIMITED: usize = u32::MAX as usize;
 
 impl Options {
     /// The environment of upstream's Deployment, and `LOAD_BALANCING`, `SERVER_TIMING`, `ENDPOINT_SLICES` and
-    /// `WORKER_THREADS`, which are ours. See [`super::Scraped`] for where Prometheus scrapes.
+    /// `WORKER_THREADS`, which are ours.
     ///
     /// # Errors
     /// The first variable that is missing or makes no sense.
@@ -91,73 +83,43 @@ impl Options {
     }
 }
 
-/// What a variable says, if it says anything.
-pub(super) fn set<'a>(env: &'a Environment, name: &str) -> Option<&'a str> {
-    env.get(name).map(String::as_str).filter(|text| !text.is_empty())
-}
-
-pub(super) fn invalid(name: &'static str, value: &str, expected: &'static str) -> ParseError {
-    ParseError::Invalid { name, value: value.to_owned(), expected }
-}
-
 /// A variable that may be empty.
-fn parsed<T: FromStr>(env: &Environment, name: &'static str, expected: &'static str) -> Result<Option<T>, ParseError> {
-    set(env, name).map(|text| text.parse().map_err(|_| invalid(name, text, expected))).transpose()
+fn parsed<T: FromStr>(env: &Environment, name: &'static str, expected: &'static str) -> Result<Option<T>, Mistake> {
+    set(env, name).map(|text| text.parse().map_err(|_| Mistake::invalid(name, text, expected))).transpose()
 }
 
 /// One that, if it is there, says something.
-fn duration(env: &Environment, name: &'static str) -> Result<Option<Duration>, ParseError> {
+fn duration(env: &Environment, name: &'static str) -> Result<Option<Duration>, Mistake> {
     let parse = |text: &String| {
         let nanos = api::go::parse_duration(text).ok().and_then(|nanos| u64::try_from(nanos).ok());
-        nanos.map(Duration::from_nanos).ok_or_else(|| invalid(name, text, "a duration such as 300ms"))
+        nanos.map(Duration::from_nanos).ok_or_else(|| Mistake::invalid(name, text, "a duration such as 300ms"))
     };
     env.get(name).map(parse).transpose()
 }
 
 /// The same.
-fn whole(env: &Environment, name: &'static str) -> Result<Option<i64>, ParseError> {
-    let parse = |text: &String| integer(text).ok_or_else(|| invalid(name, text, "a whole number"));
+fn whole(env: &Environment, name: &'static str) -> Result<Option<i64>, Mistake> {
+    let parse = |text: &String| integer(text).ok_or_else(|| Mistake::invalid(name, text, "a whole number"));
     env.get(name).map(parse).transpose()
 }
 
-fn rate(env: &Environment, name: &'static str) -> Result<Option<f64>, ParseError> {
+fn rate(env: &Environment, name: &'static str) -> Result<Option<f64>, Mistake> {
     const EXPECTED: &str = "a number from 0 on";
     let rate: Option<f64> = parsed(env, name, EXPECTED)?;
     match rate {
         Some(rate) if rate < 0.0 || rate > f64::from(f32::MAX) => {
-            Err(invalid(name, set(env, name).unwrap_or_default(), EXPECTED))
+            Err(Mistake::invalid(name, set(env, name).unwrap_or_default(), EXPECTED))
         }
         rate => Ok(rate),
     }
 }
 
 /// One of ours.
-fn switch(env: &Environment, name: &'static str) -> Result<bool, ParseError> {
+fn switch(env: &Environment, name: &'static str) -> Result<bool, Mistake> {
     Ok(parsed(env, name, "true or false")?.unwrap_or(false))
 }
 
-/// A whole number as Go's programs write it: `0x10`, `0o20`, `020` and `0b10000` are sixteen, as is `1_6`.
-fn integer(text: &str) -> Option<i64> {
-    let (sign, digits) = match text.strip_prefix('-') {
-        Some(digits) => ("-", digits),
-        None => ("", text.strip_prefix('+').unwrap_or(text)),
-    };
-    let lower = digits.to_ascii_lowercase();
-    let (radix, digits) = match lower.get(..2) {
-        Some("0x") => (16, &lower[2..]),
-        Some("0o") => (8, &lower[2..]),
-        Some("0b") => (2, &lower[2..]),
-        Some(two) if two.starts_with('0') => (8, &lower[1..]),
-        _ => (10, &*lower),
-    };
-    let odd = |digits: &str| digits.starts_with('+') || digits.ends_with('_') || digits.contains("__");
-    if odd(digits) || radix == 10 && digits.starts_with('_') {
-        return None;
-    }
-    i64::from_str_radix(&format!("{sign}{}", digits.replace('_', "")), radix).ok()
-}
-
-fn load_balancing(env: &Environment) -> Result<LoadBalancing, ParseError> {
+fn load_balancing(env: &Environment) -> Result<LoadBalancing, Mistake> {
     const NAME: &str = "LOAD_BALANCING";
     let policy = match set(env, NAME) {
         None | Some("least-of-two") => Policy::LeastOfTwo,
@@ -167,23 +129,10 @@ fn load_balancing(env: &Environment) -> Result<LoadBalancing, ParseError> {
         Some("random") => Policy::Random,
         Some(other) => {
             let choices = "least-of-two, upstream, first-available, round-robin or random";
-            return Err(invalid(NAME, other, choices));
+            return Err(Mistake::invalid(NAME, other, choices));
         }
     };
     Ok(LoadBalancing::Always(policy))
-}
-
-pub(super) fn tls(env: &Environment, names: TlsNames) -> Result<TlsSettings, ParseError> {
-    let values = names.map(|name| set(env, name).unwrap_or(""));
-    TlsSettings::parse(values[0], values[1], values[2], values[3]).map_err(|mistake| {
-        let index = match mistake.which {
-            Which::Min => 0,
-            Which::Max => 1,
-            Which::Suites => 2,
-            Which::Curves => 3,
-        };
-        invalid(names[index], values[index], mistake.expected)
-    })
 }
 
 #[cfg(test)]
@@ -209,7 +158,7 @@ mod tests {
         let options = options.expect("complete");
         assert!(options.endpoint_slices && options.load_balancing == LoadBalancing::AsUpstream);
         assert_eq!(options.profiling.map(|address| address.port()), Some(8009));
-        let env = BTreeMap::from([("SYSTEM_NAMESPACE".to_owned(), "a".to_owned())]);
+        let env = Environment::from([("SYSTEM_NAMESPACE".to_owned(), "a".to_owned())]);
         assert_eq!(Options::from_env(&env, "cluster.local").expect_err("missing"), ParseError::Missing("POD_NAME"));
     }
 
@@ -259,7 +208,5 @@ mod tests {
         assert_eq!(idle("0", "0"), (UNLIMITED, GO_IDLE_PER_HOST));
         assert_eq!(idle("-1", "-1"), (0, 0));
         assert_eq!(idle("1_000", "+7"), (1000, 7));
-        assert!(["", "-", "0x", "1.5", "1__0", "_1", "--1", "9", "08"].map(integer)[..7].iter().all(Option::is_none));
-        assert_eq!(["9", "08", "0", "0b11"].map(integer), [Some(9), None, Some(0), Some(3)]);
     }
 }

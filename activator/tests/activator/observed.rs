@@ -101,8 +101,8 @@ impl std::io::Write for Written {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_request_is_a_line_of_the_log_and_probes_are_none() {
+/// An activator whose request log is on, and what it wrote there.
+async fn logging() -> (Setup, Written) {
     let written = Written::default();
     let setup = Setup::with(Cluster::default(), |options| {
         options.request_log = telemetry::Lines::to(written.clone());
@@ -110,6 +110,12 @@ async fn every_request_is_a_line_of_the_log_and_probes_are_none() {
         options.observability = controller::Config::fixed(observability);
     })
     .await;
+    (setup, written)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_is_a_line_of_the_log_and_probes_are_none() {
+    let (setup, written) = logging().await;
     setup.revision("logged", 0, 300).await;
     setup.cluster.endpoints("logged", &[Pod::default().start().await], &[]);
     let probe = "K-Network-Probe: activator\r\n";
@@ -138,13 +144,7 @@ async fn every_request_is_a_line_of_the_log_and_probes_are_none() {
 /// As upstream: what waited has met an error, and what a pod had was about to be answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_whose_client_leaves_is_told_of_once() {
-    let written = Written::default();
-    let setup = Setup::with(Cluster::default(), |options| {
-        options.request_log = telemetry::Lines::to(written.clone());
-        let observability = Observability { enable_request_log: true, ..Observability::default() };
-        options.observability = controller::Config::fixed(observability);
-    })
-    .await;
+    let (setup, written) = logging().await;
     let pod = Pod::gated();
     setup.revision("left", 1, 300).await;
     setup.cluster.endpoints("left", &[pod.start().await], &[]);
@@ -238,7 +238,8 @@ async fn metrics_may_be_encrypted() {
     std::fs::write(&files.key, made.signing_key.serialize_pem()).expect("writable");
     let trusted = telemetry::tls::client::config(Some(&files.certificate), false).expect("a certificate");
     let setup = Setup::with(Cluster::default(), |options| {
-        options.metrics_tls = Some((files, telemetry::tls::TlsSettings::default(), None));
+        options.metrics_tls =
+            Some(telemetry::tls::Fixed { files, settings: telemetry::tls::TlsSettings::default(), auth: None });
     })
     .await;
     let stream = TcpStream::connect(setup.activator.metrics_address().expect("asked for")).await.expect("listening");

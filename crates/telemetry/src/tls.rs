@@ -4,5 +4,5 @@ pub mod client;
 mod server;
 mod settings;
 
-pub use server::{ClientAuth, Contents, HTTP, Paths, fixed, handshake, parse, read};
+pub use server::{ClientAuth, Contents, Fixed, HTTP, Paths, handshake, parse, read};
 pub use settings::{Mistake, TlsRange, TlsSettings, Which};

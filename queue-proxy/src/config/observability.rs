@@ -58,6 +58,11 @@ impl Observability {
         self.request_metrics.protocol == "prometheus"
     }
 
+    /// Where Prometheus scrapes, if anything is said of it.
+    pub(super) fn scraped(&self) -> &str {
+        if self.prometheus() { &self.request_metrics.endpoint } else { "" }
+    }
+
     pub(crate) fn profiling(&self) -> bool {
         self.runtime.profiling == "enabled"
     }

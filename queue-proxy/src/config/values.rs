@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{ConfigError, Environment};
+use telemetry::environment::{Environment, Mistake, integer};
+
+use super::ConfigError;
 
 pub(super) struct Variables<'a>(pub(super) &'a Environment);
 
@@ -19,24 +21,7 @@ impl<'a> Variables<'a> {
     }
 
     pub(super) fn integer(&self, name: &'static str) -> Result<Option<i64>, ConfigError> {
-        self.parsed(name, "an integer", |text| {
-            let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
-            let lower = digits.to_ascii_lowercase();
-            let separated = lower.split('_').all(|part| !part.is_empty());
-            let lower = if separated { lower.replace('_', "") } else { lower };
-            let value = if let Some(hex) = lower.strip_prefix("0x") {
-                i64::from_str_radix(hex, 16)
-            } else if let Some(binary) = lower.strip_prefix("0b") {
-                i64::from_str_radix(binary, 2)
-            } else if let Some(octal) = lower.strip_prefix("0o") {
-                i64::from_str_radix(octal, 8)
-            } else if lower.len() > 1 && lower.starts_with('0') {
-                i64::from_str_radix(&lower[1..], 8)
-            } else {
-                lower.parse()
-            };
-            value.ok().map(|value| if negative { -value } else { value })
-        })
+        self.parsed(name, "an integer", integer)
     }
 
     pub(super) fn boolean(&self, name: &'static str) -> Result<Option<bool>, ConfigError> {
@@ -88,7 +73,7 @@ impl<'a> Variables<'a> {
         parse: impl Fn(&str) -> Option<T>,
     ) -> Result<Option<T>, ConfigError> {
         let Some(text) = self.text(name) else { return Ok(None) };
-        let value = parse(text).ok_or_else(|| ConfigError::Invalid { name, value: text.to_owned(), expected })?;
+        let value = parse(text).ok_or_else(|| Mistake::invalid(name, text, expected))?;
         Ok(Some(value))
     }
 }

@@ -167,7 +167,7 @@ async fn interim_responses_pass_over_http2() {
     .await;
     for json in ["{}", r#"{"requestMetrics":{"protocol":"prometheus"}}"#] {
         let observability = queue_proxy::Observability::parse(json).expect("valid");
-        let metrics = MetricsListener { host: None, port: 0, tls: None };
+        let metrics = Scraped { host: String::new(), port: 0, tls: None };
         let proxy = start(Config { observability, metrics, ..config(port) }).await;
         let mut sender = connect(proxy.serving_address()).await;
         let (mut response, _) = sender.send_request(request("/hints", &[]), true).expect("sent");
@@ -391,7 +391,7 @@ async fn streams_are_counted_and_described_as_requests_are() {
     })
     .await;
     let observability = queue_proxy::Observability::parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#);
-    let metrics = MetricsListener { host: None, port: 0, tls: None };
+    let metrics = Scraped { host: String::new(), port: 0, tls: None };
     let proxy = start(Config { observability: observability.expect("valid"), metrics, ..config(port) }).await;
     let mut sender = connect(proxy.serving_address()).await;
     let fields = [("knative-serving-tag", "blue"), ("k-proxy-request", "activator")];

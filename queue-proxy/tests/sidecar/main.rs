@@ -42,7 +42,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use queue_proxy::{Config, DrainRule, Environment, Handle, MetricsListener};
+use queue_proxy::{Config, DrainRule, Environment, Handle, Scraped};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

@@ -137,8 +137,12 @@ async fn the_scrape_can_be_secured_and_ask_for_certificates() {
     let authorities = write("ca", client.cert.pem());
     for (required, shows, passes) in [(true, true, true), (true, false, false), (false, false, true)] {
         let auth = queue_proxy::ClientAuth { authorities: authorities.clone(), required };
-        let tls = Some((files.clone(), queue_proxy::TlsSettings::default(), Some(auth)));
-        let metrics = MetricsListener { host: Some([127, 0, 0, 1].into()), port: 0, tls };
+        let tls = Some(queue_proxy::Fixed {
+            files: files.clone(),
+            settings: queue_proxy::TlsSettings::default(),
+            auth: Some(auth),
+        });
+        let metrics = Scraped { host: "127.0.0.1".to_owned(), port: 0, tls };
         let config = observing(config(1), r#"{"requestMetrics":{"protocol":"prometheus"}}"#);
         let proxy = start(Config { metrics, ..config }).await;
         let mut roots = rustls::RootCertStore::empty();
@@ -170,7 +174,7 @@ async fn the_scrape_can_be_secured_and_ask_for_certificates() {
 async fn request_metrics_have_upstreams_names_and_labels() {
     let port = program(|_| async { ok("hello") }).await;
     let mut config = Config {
-        metrics: MetricsListener { host: None, port: 0, tls: None },
+        metrics: Scraped { host: String::new(), port: 0, tls: None },
         container_concurrency: 3,
         ..config(port)
     };
@@ -222,7 +226,7 @@ async fn server_timing_is_said_where_it_is_wanted() {
 /// Metrics alone, to be scraped.
 fn scraped(config: Config) -> Config {
     let config = observing(config, r#"{"requestMetrics":{"protocol":"prometheus"}}"#);
-    Config { metrics: MetricsListener { host: None, port: 0, tls: None }, ..config }
+    Config { metrics: Scraped { host: String::new(), port: 0, tls: None }, ..config }
 }
 
 #[tokio::test]
@@ -292,7 +296,7 @@ async fn targets_pass_as_they_are_whoever_looks_at_them() {
     let port = program(|head| async move { ok(head.lines().next().expect("a line")) }).await;
     let json = r#"{"tracing":{"protocol":"http/protobuf","endpoint":"http://127.0.0.1:1","samplingRate":1},
                    "requestMetrics":{"protocol":"prometheus"}}"#;
-    let metrics = MetricsListener { host: None, port: 0, tls: None };
+    let metrics = Scraped { host: String::new(), port: 0, tls: None };
     let watched = start(Config { metrics, ..observing(config(port), json) }).await;
     for proxy in [watched, start(config(port)).await] {
         let target = "/a\"b?q=\"c\"<d>&e=`#{f}";

@@ -78,7 +78,7 @@ async fn up_to(stream: &mut Stream, end: &str) -> String {
 async fn the_chain_is_the_same_over_tls() {
     let port = program(|head| async move { ok(&head) }).await;
     let observability = queue_proxy::Observability::parse(r#"{"requestMetrics":{"protocol":"prometheus"}}"#);
-    let metrics = MetricsListener { host: None, port: 0, tls: None };
+    let metrics = Scraped { host: String::new(), port: 0, tls: None };
     let observability = observability.expect("valid");
     let secure = Secure::start(Config { observability, metrics, ..config(port) }).await;
     let probe = secure.ask("GET /", "User-Agent: kube-probe/1.35\r\nK-Network-Probe: queue\r\n").await;

@@ -360,39 +360,3 @@ fn start_of(pid: &str) -> Option<String> {
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
     (fields[0] != "Z").then(|| fields[19].to_owned())
 }
-
-/// Prints what many starts at once cost: `cargo test -p pods --test agent many -- --ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn many_pods_at_once() {
-    let Some(_) = hello() else { return };
-    let world = World::start(16, NetworkMode::Auto).await;
-    for (round, count) in [1, 1, 50, 50].into_iter().enumerate() {
-        // The pool fills.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let created = Instant::now();
-        let names: Vec<String> = (0..count).map(|n| format!("many-{round}-{n}")).collect();
-        for name in &names {
-            let container = json!({
-                "image": "dev.local/hello",
-                "env": [{"name": "PORT", "value": "8080"}],
-                "readinessProbe": {"tcpSocket": {"port": 8080}},
-            });
-            world.api.create("pods", pod(name, container));
-        }
-        let mut times = Vec::new();
-        for name in &names {
-            world.api.wait(name, ready).await;
-            times.push(created.elapsed());
-        }
-        let deleted = Instant::now();
-        for name in &names {
-            world.api.delete(name, 5);
-        }
-        for name in &names {
-            world.api.gone(name).await;
-        }
-        println!("{count}: ready after {:?}, gone after {:?}", times.last().unwrap(), deleted.elapsed());
-    }
-    world.end().await;
-}

@@ -34,28 +34,40 @@ pub struct ClientAuth {
     pub required: bool,
 }
 
+/// A listener whose certificate does not change: what is offered, and whose certificates clients have to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fixed {
+    pub files: Paths,
+    pub settings: TlsSettings,
+    pub auth: Option<ClientAuth>,
+}
+
 /// What the two files contain.
 pub type Contents = (Vec<u8>, Vec<u8>);
 
 /// What is negotiated where both versions are served.
 pub const HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
 
-/// A listener whose certificate does not change, asking for one of its clients' where `auth` says so.
-///
-/// # Errors
-/// Files that cannot be read or do not make a certificate.
-pub fn fixed(files: &Paths, settings: &TlsSettings, auth: Option<&ClientAuth>) -> io::Result<TlsAcceptor> {
-    let verifier = auth
-        .map(|auth| {
-            let roots: Arc<RootCertStore> = Arc::new(client::read(&auth.authorities)?);
-            let mut builder = WebPkiClientVerifier::builder_with_provider(roots, settings.provider());
-            if !auth.required {
-                builder = builder.allow_unauthenticated();
-            }
-            builder.build().map_err(io::Error::other)
-        })
-        .transpose()?;
-    Ok(TlsAcceptor::from(parse(&read(files)?, settings, verifier, &HTTP[1..])?))
+// === impl Fixed ===
+
+impl Fixed {
+    /// # Errors
+    /// Files that cannot be read or do not make a certificate.
+    pub fn acceptor(&self) -> io::Result<TlsAcceptor> {
+        let Self { files, settings, auth } = self;
+        let verifier = auth
+            .as_ref()
+            .map(|auth| {
+                let roots: Arc<RootCertStore> = Arc::new(client::read(&auth.authorities)?);
+                let mut builder = WebPkiClientVerifier::builder_with_provider(roots, settings.provider());
+                if !auth.required {
+                    builder = builder.allow_unauthenticated();
+                }
+                builder.build().map_err(io::Error::other)
+            })
+            .transpose()?;
+        Ok(TlsAcceptor::from(parse(&read(files)?, settings, verifier, &HTTP[1..])?))
+    }
 }
 
 /// The stream inside, unless the client does not manage the handshake in time.

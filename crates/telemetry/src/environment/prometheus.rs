@@ -4,14 +4,9 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use telemetry::tls::{ClientAuth, Paths};
+use super::{Environment, Mistake, TlsNames, set, tls};
+use crate::tls::{ClientAuth, Fixed, Paths};
 
-use super::{
-    MetricsTls,
-    environment::{Environment, ParseError, TlsNames, invalid, set, tls},
-};
-
-const ENDPOINT: &str = "metrics-endpoint";
 const HOST: &str = "METRICS_PROMETHEUS_HOST";
 const PORT: &str = "METRICS_PROMETHEUS_PORT";
 const CERTIFICATE: &str = "METRICS_PROMETHEUS_TLS_CERT";
@@ -25,36 +20,41 @@ const TLS: TlsNames = [
     "METRICS_PROMETHEUS_TLS_CURVE_PREFERENCES",
 ];
 
-const DEFAULT_PORT: &str = "9090";
 const LOWEST_PORT: u16 = 1024;
 
+/// Where the controllers and the activator are scraped if nothing else is said.
+pub const METRICS_PORT: u16 = 9090;
+/// The key in `config-observability` that may say something else.
+pub const METRICS_ENDPOINT: &str = "metrics-endpoint";
+
 /// Where Prometheus scrapes.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scraped {
-    /// Empty for all addresses.
-    host: String,
-    port: u16,
-    pub tls: Option<MetricsTls>,
+    /// A name or an address without brackets; empty for all addresses.
+    pub host: String,
+    pub port: u16,
+    pub tls: Option<Fixed>,
 }
 
 // === impl Scraped ===
 
 impl Scraped {
-    /// What `METRICS_PROMETHEUS_*` say has precedence over `metrics-endpoint` in the installation's settings.
+    /// What `METRICS_PROMETHEUS_*` say has precedence over the endpoint in the installation's settings, which stands at
+    /// `place` ([`METRICS_ENDPOINT`], for instance); where neither names a port it is the `usual` one.
     ///
     /// # Errors
     /// What makes no sense.
-    pub fn from_env(env: &Environment, endpoint: &str) -> Result<Self, ParseError> {
+    pub fn of(env: &Environment, endpoint: &str, place: &'static str, usual: u16) -> Result<Self, Mistake> {
         // `:9090` is how Go says any address.
         let (host, port) = endpoint.rsplit_once(':').unwrap_or((endpoint, ""));
         let host = set(env, HOST).unwrap_or(host).trim_start_matches('[').trim_end_matches(']').to_owned();
         let (port, name) = match set(env, PORT) {
             Some(port) => (port, PORT),
-            None => (port, ENDPOINT),
+            None => (port, place),
         };
-        let port = if port.is_empty() { DEFAULT_PORT } else { port };
-        let parsed = port.parse().ok().filter(|port| *port >= LOWEST_PORT);
-        let port = parsed.ok_or_else(|| invalid(name, port, "a port from 1024 to 65535"))?;
+        let parsed = if port.is_empty() { Some(usual) } else { port.parse().ok() };
+        let parsed = parsed.filter(|port| *port >= LOWEST_PORT);
+        let port = parsed.ok_or_else(|| Mistake::invalid(name, port, "a port from 1024 to 65535"))?;
         Ok(Self { host, port, tls: metrics_tls(env)? })
     }
 
@@ -65,7 +65,7 @@ impl Scraped {
     pub async fn address(&self) -> io::Result<SocketAddr> {
         let host = if self.host.is_empty() { "0.0.0.0" } else { &self.host };
         let unknown = |reason: &dyn std::fmt::Display| {
-            let place = format!("{HOST} or {ENDPOINT} of config-observability");
+            let place = format!("{HOST}, or the endpoint in config-observability");
             io::Error::other(format!(
                 "the host {host:?} to serve metrics on has no address ({reason}): correct {place}"
             ))
@@ -76,39 +76,39 @@ impl Scraped {
 }
 
 /// Certificate and key of `/metrics`, and who has to show one.
-fn metrics_tls(env: &Environment) -> Result<Option<MetricsTls>, ParseError> {
+fn metrics_tls(env: &Environment) -> Result<Option<Fixed>, Mistake> {
     let asked = set(env, AUTH).unwrap_or_default();
     let required = match &*asked.trim().to_ascii_lowercase() {
         "" | "none" => None,
         "optional" => Some(false),
         "require" => Some(true),
-        _ => return Err(invalid(AUTH, asked, "none, optional or require")),
+        _ => return Err(Mistake::invalid(AUTH, asked, "none, optional or require")),
     };
     let authorities = set(env, AUTHORITIES).map(str::trim).filter(|path| !path.is_empty()).map(PathBuf::from);
     let files = match (set(env, CERTIFICATE), set(env, KEY)) {
         (Some(certificate), Some(key)) => Paths { certificate: certificate.into(), key: key.into() },
-        (None, None) if required.is_some() => return Err(ParseError::Alone(AUTH, CERTIFICATE)),
-        (None, None) if authorities.is_some() => return Err(ParseError::Alone(AUTHORITIES, CERTIFICATE)),
+        (None, None) if required.is_some() => return Err(Mistake::Alone(AUTH, CERTIFICATE)),
+        (None, None) if authorities.is_some() => return Err(Mistake::Alone(AUTHORITIES, CERTIFICATE)),
         (None, None) => return Ok(None),
-        (Some(_), None) => return Err(ParseError::Alone(CERTIFICATE, KEY)),
-        (None, Some(_)) => return Err(ParseError::Alone(KEY, CERTIFICATE)),
+        (Some(_), None) => return Err(Mistake::Alone(CERTIFICATE, KEY)),
+        (None, Some(_)) => return Err(Mistake::Alone(KEY, CERTIFICATE)),
     };
     let auth = match (required, authorities) {
         (Some(required), Some(authorities)) => Some(ClientAuth { authorities, required }),
-        (Some(_), None) => return Err(ParseError::Alone(AUTH, AUTHORITIES)),
-        (None, Some(_)) => return Err(ParseError::Alone(AUTHORITIES, AUTH)),
+        (Some(_), None) => return Err(Mistake::Alone(AUTH, AUTHORITIES)),
+        (None, Some(_)) => return Err(Mistake::Alone(AUTHORITIES, AUTH)),
         (None, None) => None,
     };
-    Ok(Some((files, tls(env, TLS)?, auth)))
+    Ok(Some(Fixed { files, settings: tls(env, TLS)?, auth }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn scraped(endpoint: &str, variables: &[(&str, &str)]) -> Result<Scraped, ParseError> {
+    fn scraped(endpoint: &str, variables: &[(&str, &str)]) -> Result<Scraped, Mistake> {
         let env = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Scraped::from_env(&env, endpoint)
+        Scraped::of(&env, endpoint, METRICS_ENDPOINT, METRICS_PORT)
     }
 
     #[tokio::test]
@@ -132,7 +132,7 @@ mod tests {
             let wanted = format!("{PORT} has the value {port:?}, which is not a port from 1024 to 65535: correct it");
             assert!(error.starts_with(&wanted), "{error}");
             let error = scraped(&format!("localhost:{port}"), &[]).expect_err(port).to_string();
-            assert!(error.starts_with(&format!("{ENDPOINT} has the value {port:?}")), "{error}");
+            assert!(error.starts_with(&format!("{METRICS_ENDPOINT} has the value {port:?}")), "{error}");
         }
     }
 
@@ -142,11 +142,11 @@ mod tests {
         assert!(scraped("", &[]).expect("sound").tls.is_none());
         assert!(scraped("", &[(AUTH, "None"), (TLS[0], "nonsense")]).expect("not encrypted").tls.is_none());
         let both = |more: &[(&'static str, &'static str)]| scraped("", &[&files[..], more].concat());
-        let (paths, _, auth) =
+        let Fixed { files: paths, auth, .. } =
             both(&[(AUTH, " Require"), (AUTHORITIES, "/ca.crt")]).expect("sound").tls.expect("asked for");
         assert_eq!((paths.key, auth.map(|auth| auth.required)), (PathBuf::from("/tls.key"), Some(true)));
-        let alone = |result: Result<Scraped, ParseError>| match result.expect_err("incomplete") {
-            ParseError::Alone(asked, missing) => (asked, missing),
+        let alone = |result: Result<Scraped, Mistake>| match result.expect_err("incomplete") {
+            Mistake::Alone(asked, missing) => (asked, missing),
             other => panic!("{other}"),
         };
         assert_eq!(alone(scraped("", &files[..1])), (CERTIFICATE, KEY));
